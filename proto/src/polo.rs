@@ -1,0 +1,1 @@
+//! The one rule by which reputation moves.

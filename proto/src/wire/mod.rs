@@ -1,0 +1,3 @@
+//! Bytes on the wire: geometry, the packet header, the kinds of datagram, beacon messages.
+
+pub mod limits;

@@ -1,0 +1,59 @@
+//! What runs a task.
+//!
+//! A handler turns a payload into a result. It reads the payload where the kernel put it and writes
+//! the result where the kernel will send it from; it sees no socket, no peer and no clock. Deadlines,
+//! fairness, duplicates and refusals are the runtime's.
+
+use std::sync::Arc;
+
+use ramjet_proto::market::AcceptFrom;
+
+/// Where a skill runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// On the worker thread, to completion: for work of up to some tens of microseconds.
+    Inline,
+    /// On the pool's cores: the worker goes on and is told when it is done.
+    Pool,
+}
+
+/// What became of a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The result is this many bytes at the head of the space it was lent.
+    Done(usize),
+    /// The handler could not do it; the bytes at the head of the space say why, as UTF-8.
+    Failed(usize),
+}
+
+/// Runs the tasks of one skill. A panic fails the one task.
+pub trait Handler: Send + Sync {
+    /// Where it runs.
+    fn placement(&self) -> Placement {
+        Placement::Inline
+    }
+
+    /// Longest result for a payload of `payload_len` bytes: the space that [`Self::run`] is lent.
+    /// A task for which this exceeds what can be sent is refused as `too_big` before it runs.
+    fn result_len_max(&self, payload_len: usize) -> usize;
+
+    /// Runs one task. `result` has at least [`Self::result_len_max`] bytes.
+    fn run(&self, payload: &[u8], result: &mut [u8]) -> Outcome;
+}
+
+/// One skill of a node.
+#[derive(Clone)]
+pub struct Skill {
+    /// Its name: `[a-z0-9._-]`, 1 to 64 bytes.
+    pub name: String,
+    /// Whom it serves beyond the gate.
+    pub accept_from: AcceptFrom,
+    /// What runs it.
+    pub handler: Arc<dyn Handler>,
+}
+
+impl std::fmt::Debug for Skill {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Skill({}, {})", self.name, self.accept_from)
+    }
+}

@@ -1,0 +1,20 @@
+//! A worker runtime for Pilot Protocol task markets.
+//!
+//! | module | holds | thread |
+//! |---|---|---|
+//! | [`worker`] | the data path: one pinned thread, one ring, ten rooms | N workers |
+//! | [`control`] | registry link, engagements, receipts, spool, local socket | one, beside them |
+//! | [`node`] | starts both and hands out the one handle to them | the caller's |
+//! | [`handler`], [`skills`] | what runs a task, and the skills built in | a worker, or the pool |
+//! | [`job`] | what a requester sends and does with the answers | a worker |
+//! | [`cli`] | the command line | main |
+//!
+//! Workers and control share no state: they exchange the two enums of [`control::vocabulary`].
+
+pub mod cli;
+pub mod control;
+pub mod handler;
+pub mod job;
+pub mod node;
+pub mod skills;
+pub mod worker;

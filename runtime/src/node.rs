@@ -1,0 +1,248 @@
+//! A running node: its workers, its control thread, and the one handle to both.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crossbeam::channel::Receiver;
+use ramjet_proto::identity::Identity;
+use ramjet_proto::ids::{EngagementId, NodeId, OfferId};
+use ramjet_proto::market::message::{Diagnosis, Refusal, Settlement};
+use ramjet_proto::market::{Filter, Gate};
+
+use crate::control::vocabulary::{CloseReason, Totals};
+use crate::handler::Skill;
+use crate::job::Job;
+use crate::worker::{Idle, IoKind};
+
+/// What a node is, decided before it starts.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// The registry's TCP address.
+    pub registry: SocketAddr,
+    /// The registry's key, if the operator pins it; else the first one seen is kept in `state`.
+    pub registry_key: Option<ramjet_proto::identity::PublicKey>,
+    /// Where the tunnel listens; port 0 lets the kernel choose.
+    pub listen: SocketAddr,
+    /// The address that others should use, if it differs from what the registry sees.
+    pub endpoint: Option<SocketAddr>,
+    /// The beacon's UDP address.
+    pub beacon: Option<SocketAddr>,
+    /// Who it is.
+    pub identity: Arc<Identity>,
+    /// Pilot's `owner` field; distinct for each node.
+    pub owner: String,
+    /// Its hostname at the registry.
+    pub hostname: Option<String>,
+    /// Whether anyone may resolve it.
+    pub public: bool,
+    /// What it can do; their names become the `skills` capability.
+    pub skills: Vec<Skill>,
+    /// Further capabilities.
+    pub capabilities: BTreeMap<String, String>,
+    /// Whether it wants tasks.
+    pub task_ready: bool,
+    /// Slots it grants to one engagement.
+    pub credits: u32,
+    /// Engagements it serves at a time.
+    pub engagements_max: usize,
+    /// Results it sends without a signed receipt for them, in one engagement.
+    pub unsigned_max: u64,
+    /// Worker threads.
+    pub workers: usize,
+    /// Cores to pin them to, in order; empty to float.
+    pub cores: Vec<usize>,
+    /// Backend.
+    pub io: IoKind,
+    /// Idle policy.
+    pub idle: Idle,
+    /// Threads of the pool, for skills placed there.
+    pub pool_threads: usize,
+    /// Most tunnels a worker holds.
+    pub tunnels_max: usize,
+    /// Where the spool and the pinned registry key live; `None` keeps both in memory (throw-away).
+    pub state: Option<PathBuf>,
+    /// The local socket, if it serves one.
+    pub socket: Option<PathBuf>,
+}
+
+/// An engagement that a requester wants.
+pub struct EngageRequest {
+    /// The skill.
+    pub skill: String,
+    /// Conditions on the worker.
+    pub filters: Vec<Filter>,
+    /// Least polo of the worker.
+    pub min_polo: i64,
+    /// Most tasks it may carry.
+    pub tasks: u64,
+    /// Tasks outstanding at a time.
+    pub concurrency: u32,
+    /// How long it may last, in seconds.
+    pub duration_s: u32,
+    /// How long to wait for an accept, in milliseconds.
+    pub accept_deadline_ms: u32,
+    /// What to send.
+    pub job: Box<dyn Job>,
+}
+
+/// One step of an engagement, as its requester sees it. The last is always `Ended`.
+#[derive(Debug)]
+pub enum EngageEvent {
+    /// The offer is in the registry's log.
+    Offered {
+        /// The offer.
+        offer: OfferId,
+        /// Workers that were told.
+        notified: u32,
+        /// Why nobody was told, if nobody was; the offer stays open until its deadline.
+        diagnosis: Option<Diagnosis>,
+    },
+    /// A worker took it.
+    Granted {
+        /// The engagement.
+        engagement: EngagementId,
+        /// The winner.
+        worker: NodeId,
+        /// Its address text.
+        worker_address: String,
+        /// Both polos at the match: requester, worker.
+        polo: (i64, i64),
+        /// How the gate was passed.
+        gate: Gate,
+        /// Slots.
+        credits: u32,
+    },
+    /// The tunnel is up and the channel admitted.
+    Opened,
+    /// The first result is here.
+    FirstResult,
+    /// How it stands, now and then.
+    Progress(Totals),
+    /// A settlement took effect.
+    Settled(Settlement),
+    /// It is over.
+    Ended(EngageEnd),
+}
+
+/// How an engagement ended for its requester.
+pub struct EngageEnd {
+    /// Whether it went well, or what went wrong.
+    pub outcome: EngageOutcome,
+    /// What it came to.
+    pub totals: Totals,
+    /// The newest settlement, if one took effect.
+    pub settlement: Option<Settlement>,
+    /// The job, for its owner to read.
+    pub job: Option<Box<dyn Job>>,
+}
+
+impl std::fmt::Debug for EngageEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EngageEnd")
+            .field("outcome", &self.outcome)
+            .field("totals", &self.totals)
+            .field("settlement", &self.settlement)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why an engagement ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EngageOutcome {
+    /// Every task has an answer, and its last receipt is settled.
+    Settled,
+    /// Every task has an answer; the last receipt waits in the spool because the registry is away.
+    Spooled,
+    /// The registry refused the offer.
+    Refused(Refusal),
+    /// Nobody took it in time; it cost polo: before and after.
+    Expired {
+        /// Before and after.
+        polo: (i64, i64),
+        /// Workers that had been told.
+        notified: u32,
+        /// Why nobody was told, if nobody was.
+        diagnosis: Option<Diagnosis>,
+    },
+    /// The channel closed before every task had an answer.
+    Closed(CloseReason),
+    /// The registry could not be reached to make the offer: the address and what went wrong.
+    NoRegistry(String),
+}
+
+/// What a node says of itself.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Status {
+    /// Its number, once registered.
+    pub node: NodeId,
+    /// Its address text.
+    pub address: String,
+    /// Its hostname.
+    pub hostname: Option<String>,
+    /// Where its tunnel listens.
+    pub listen: SocketAddr,
+    /// The registry's address, and whether it is reached now.
+    pub registry: (SocketAddr, bool),
+    /// Its polo, as last heard.
+    pub polo: Option<i64>,
+    /// Whether it wants tasks.
+    pub task_ready: bool,
+    /// Its skills.
+    pub skills: Vec<String>,
+    /// Worker threads, their backend and idle policy.
+    pub workers: (usize, &'static str, &'static str),
+    /// Seconds since it started.
+    pub uptime_s: u64,
+    /// Receipts that wait to be settled.
+    pub spooled: usize,
+    /// Counters, summed over the workers: name to value, drop reasons as `dropped_<reason>`.
+    pub counters: BTreeMap<String, u64>,
+    /// Latencies since start in microseconds: `round_trip`, `handler`, `staged`, each p50, p99,
+    /// p999, max.
+    pub latency_us: BTreeMap<String, [f64; 4]>,
+    /// Running engagements.
+    pub engagements: Vec<EngagementStatus>,
+}
+
+/// One running engagement of a node.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct EngagementStatus {
+    /// Its number.
+    pub engagement: EngagementId,
+    /// `requester` or `worker`.
+    pub side: &'static str,
+    /// The other end.
+    pub peer: NodeId,
+    /// Its skill.
+    pub skill: String,
+    /// Tasks answered so far.
+    pub done: u64,
+    /// Of these accepted.
+    pub accepted: u64,
+    /// The newest receipt with both signatures: 0 if none.
+    pub k: u32,
+}
+
+/// A running node. Dropping it does not stop it; [`Node::shutdown`] does.
+pub struct Node {
+    pub(crate) control: crate::control::ControlHandle,
+}
+
+/// Why a node could not start, or a question could not be answered: the thing, the value, and what
+/// to do next, ready for a person to read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeError(pub String);
+
+impl std::fmt::Display for NodeError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NodeError {}
+
+/// How an offer was identified and its events are received.
+pub type Engagement = Receiver<EngageEvent>;
+
