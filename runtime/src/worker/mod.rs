@@ -60,3 +60,26 @@ pub struct WorkerPlan {
     /// Most tunnels.
     pub tunnels_max: usize,
 }
+
+/// The clock that every worker of this process reads: nanoseconds since the process started.
+pub mod clock {
+    use std::sync::OnceLock;
+    use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+    use ramjet_proto::time::Time;
+
+    static ORIGIN: OnceLock<Instant> = OnceLock::new();
+
+    /// Now, on the monotonic clock.
+    pub fn now() -> Time {
+        let origin = *ORIGIN.get_or_init(Instant::now);
+        // 584 years fit.
+        Time::from_nanos(u64::try_from(origin.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// Milliseconds since the Unix epoch, on the wall clock: for grants and the market only.
+    pub fn unix_ms() -> u64 {
+        let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
+    }
+}
