@@ -6,9 +6,10 @@
 pub enum Kind {
     /// Requester: presents a grant. Slots wanted. The signed grant.
     Open = 1,
-    /// Worker: the channel is open. Slots granted. Empty.
+    /// Worker: the channel is open. Slots granted. How many answers it sends without a signed
+    /// receipt for them, as a u64.
     Opened = 2,
-    /// Either: the channel ends, or was never admitted. Close reason. Empty.
+    /// Either: the channel ends, or was never admitted. Flags: [`FROM_WORKER`]. Close reason. Empty.
     Close = 3,
     /// Either: answers CLOSE. Close reason. Empty.
     Closed = 4,
@@ -79,6 +80,9 @@ impl Kind {
     }
 }
 
+/// CLOSE, CLOSED, PART_ACK, PING, PONG: the sender is the channel's worker, so the number is one of
+/// the receiver's own channels.
+pub const FROM_WORKER: u8 = 0x80;
 /// TASK: the result that this slot held before is accepted.
 pub const PRIOR_ACCEPTED: u8 = 1;
 /// TASK: the result that this slot held before is rejected.
