@@ -174,8 +174,6 @@ impl Pair {
     }
 
     pub fn with(worker: Bare, requester: Bare) -> Self {
-        worker.introduce(&requester);
-        requester.introduce(&worker);
         Pair { worker, requester, credits: 256, next_engagement: 1 }
     }
 
@@ -228,7 +226,9 @@ impl Pair {
         let started = Instant::now();
         loop {
             while let Some(report) = self.worker.reports.pop() {
-                if let Report::OpenWanted { peer, channel, grant } = report {
+                if let Report::PeerWanted { .. } = report {
+                    self.worker.introduce(&self.requester);
+                } else if let Report::OpenWanted { peer, channel, grant } = report {
                     let engagement = u64::from_be_bytes(grant[..8].try_into().expect("a grant"));
                     let terms =
                         ChannelTerms { engagement: EngagementId(engagement), ..self.terms(tasks) };
@@ -236,7 +236,9 @@ impl Pair {
                 }
             }
             while let Some(report) = self.requester.reports.pop() {
-                if let Some(value) = until(self, report) {
+                if let Report::PeerWanted { .. } = report {
+                    self.requester.introduce(&self.worker);
+                } else if let Some(value) = until(self, report) {
                     return value;
                 }
             }
