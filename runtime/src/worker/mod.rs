@@ -207,6 +207,7 @@ fn run(
         pool,
         boxes: (0..boxes).map(|_| Box::new(PoolJob::new(Arc::clone(&inbox)))).collect(),
         pooled: 0,
+        active: Vec::new(),
         scratch: vec![0; FRAME_PAYLOAD_MAX].into_boxed_slice(),
         datagrams_max: 1,
         draining: None,

@@ -96,6 +96,8 @@ pub struct Rooms {
     pub boxes: Vec<Box<PoolJob>>,
     /// Tasks in the pool.
     pub pooled: usize,
+    /// Channels with something to send each turn.
+    pub active: Vec<u32>,
     /// Where a result is made when no send buffer is free: it is kept, and sent when asked again.
     pub scratch: Box<[u8]>,
     /// Datagrams in a train.

@@ -140,8 +140,16 @@ impl<B: Io> Worker<B> {
             let source = forwarded.source;
             open(now, &mut self.tunnels, &mut self.rooms, source, &mut forwarded.bytes);
         }
+        while let Some(piece) = self.inbox.pieces.pop() {
+            read = true;
+            self.rooms.piece(&piece);
+        }
         while let Some(job) = self.inbox.finished.pop() {
             read = true;
+            // Its pieces were pushed before it.
+            while let Some(piece) = self.inbox.pieces.pop() {
+                self.rooms.piece(&piece);
+            }
             self.rooms.finished(job);
         }
         for _ in 0..COMMANDS_PER_TURN {

@@ -37,6 +37,70 @@ impl Handler for Echo {
         result[..payload.len()].copy_from_slice(payload);
         Outcome::Done(payload.len())
     }
+
+    /// Tells each eighth of a long payload's length as it "gets" there.
+    fn run_reporting(
+        &self,
+        payload: &[u8],
+        result: &mut [u8],
+        progress: &mut dyn FnMut(&[u8]) -> bool,
+    ) -> Outcome {
+        if payload.len() > 2_000 {
+            for eighth in 1..=8_u8 {
+                assert!(progress(&[eighth]), "eight pieces fit the queue");
+            }
+        }
+        self.run(payload, result)
+    }
+}
+
+/// Sends payloads of the given lengths and wants each back, byte for byte, with its progress.
+pub struct Long {
+    pub lens: Vec<usize>,
+    pub pieces_each: usize,
+    pub sent: usize,
+    pub right: usize,
+    pub pieces: Vec<Vec<u8>>,
+}
+
+impl Long {
+    pub fn new(lens: &[usize], pieces_each: usize) -> Box<Self> {
+        Box::new(Long {
+            lens: lens.to_vec(),
+            pieces_each,
+            sent: 0,
+            right: 0,
+            pieces: vec![Vec::new(); lens.len()],
+        })
+    }
+
+    fn payload(&self, index: usize) -> Vec<u8> {
+        (0..self.lens[index]).map(|at| (at * 31 + index) as u8).collect()
+    }
+}
+
+impl Job for Long {
+    fn next(&mut self, _space: &mut [u8], _now: Time) -> Next {
+        if self.sent == self.lens.len() {
+            return Next::End;
+        }
+        self.sent += 1;
+        let payload = self.payload(self.sent - 1).into();
+        Next::Large { payload, token: self.sent as u64 - 1 }
+    }
+
+    fn answer(&mut self, token: u64, answer: Answer<'_>, _timing: Timing) -> Verdict {
+        let index = usize::try_from(token).expect("small");
+        assert!(answer == Answer::Done(&self.payload(index)), "{} bytes", self.lens[index]);
+        assert_eq!(self.pieces[index].len(), self.pieces_each, "all its progress came before it");
+        self.right += 1;
+        Verdict::Accept
+    }
+
+    fn progress(&mut self, token: u64, piece: &[u8]) {
+        self.pieces[usize::try_from(token).expect("small")].extend_from_slice(piece);
+        assert!(self.pieces.iter().all(|pieces| pieces.is_sorted()), "in order: {:?}", self.pieces);
+    }
 }
 
 /// Sends `count` numbered payloads of `len` bytes and checks every answer.
