@@ -44,6 +44,8 @@ mod table;
 mod timers;
 mod tunnels;
 mod upkeep;
+#[cfg(test)]
+mod vectors;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
