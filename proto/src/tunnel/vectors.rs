@@ -4,7 +4,7 @@ use aws_lc_rs::agreement::{PrivateKey, UnparsedPublicKey, X25519, agree};
 use aws_lc_rs::hmac;
 
 use super::handshake::{LocalKey, verify};
-use super::keys::NonceSequence;
+use super::keys::{NonceCounter, own_prefix};
 use super::seal::seal_datagram;
 use crate::fault::DropReason;
 use crate::identity::{Identity, PublicKey};
@@ -137,14 +137,16 @@ fn captured_datagrams_open_to_the_captured_packets() {
 #[test]
 fn the_same_packet_under_the_same_nonce_is_sealed_to_the_same_bytes() {
     let key = session_key();
-    let mut nonces = local_key().nonces;
+    let mut counter = NonceCounter::default();
+    // The top bit says that 28 is the greater node; the captured prefix has it.
+    let prefix = own_prefix([0x21, 0xb2, 0xc3, 0xd4], OURS, THEIRS);
     for (inner, sealed) in [(PING, PING_SEALED), (SYN, SYN_SEALED)] {
         let packet = hex(inner);
         let (fields, payload_len) = PacketFields::parse(&packet).expect("captured");
         let mut datagram = vec![0; SEALED_HEADER_LEN + packet.len() + TAG_LEN];
         datagram[SEALED_HEADER_LEN + PACKET_HEADER_LEN..][..payload_len]
             .copy_from_slice(&packet[PACKET_HEADER_LEN..]);
-        let nonce = nonces.next();
+        let nonce = counter.next(prefix);
         let length = seal_datagram(&key, nonce, &fields, &mut datagram, payload_len);
         assert_eq!(datagram[..length], hex(sealed));
     }
@@ -192,12 +194,8 @@ fn no_protocol_but_three() {
 }
 
 fn local_key() -> LocalKey {
-    let mut lent = hex(PRIVATE);
-    // The top bit says that 28 is the greater node; the captured prefix has it.
-    lent.extend_from_slice(&[0x21, 0xb2, 0xc3, 0xd4]);
-    let mut lent = lent.into_iter();
-    LocalKey::new(&Identity::from_seed([5; 32]), OURS, THEIRS, Time::ZERO, &mut |space| {
-        space.fill_with(|| lent.next().expect("36 bytes are drawn"));
+    LocalKey::new(&Identity::from_seed([5; 32]), OURS, Time::ZERO, &mut |space| {
+        space.copy_from_slice(&hex(PRIVATE));
     })
 }
 
@@ -230,9 +228,12 @@ fn hex(text: &str) -> Vec<u8> {
 
 #[test]
 fn a_nonce_is_handed_out_once_and_never_by_both_ends() {
-    let mut ours = NonceSequence::new([0xFF; 4], OURS, THEIRS);
-    let mut theirs = NonceSequence::new([0xFF; 4], THEIRS, OURS);
-    assert_eq!((ours.next(), ours.next()), (([0xFF; 4], 1), ([0xFF; 4], 2)));
-    assert_eq!(theirs.next(), ([0x7F, 0xFF, 0xFF, 0xFF], 1));
-    assert_eq!(ours.used(), 2);
+    let ours = own_prefix([0xFF; 4], OURS, THEIRS);
+    let theirs = own_prefix([0xFF; 4], THEIRS, OURS);
+    assert_eq!((ours, theirs), ([0xFF; 4], [0x7F, 0xFF, 0xFF, 0xFF]));
+    let mut counter = NonceCounter::default();
+    assert_eq!((counter.next(ours), counter.next(ours)), ((ours, 1), (ours, 2)));
+    // Another session of the same key goes on where the first one stands.
+    assert_eq!(counter.next(theirs), (theirs, 3));
+    assert_eq!(counter.used(), 3);
 }
