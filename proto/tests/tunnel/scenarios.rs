@@ -25,9 +25,9 @@ fn assert_traffic(pair: &mut Pair, text: &[u8]) {
     assert!(pair.send(0, text));
     assert!(pair.send(1, text));
     pair.run(Duration::from_millis(500));
-    for side in 0..2 {
-        assert_eq!(pair.nodes[side].delivered[before[side]..], [text.to_vec()], "node {side}");
-        pair.nodes[side].assert_conservation();
+    for (node, before) in pair.nodes.iter().zip(before) {
+        assert_eq!(node.delivered[before..], [text.to_vec()], "{}", node.id);
+        node.assert_conservation();
     }
 }
 
@@ -265,14 +265,15 @@ fn keys_are_rotated_under_traffic_without_a_loss() {
             let side = usize::from(*source == address_of(2));
             prefixes[side].push(bytes[8..12].to_vec());
         }
-        for side in 0..2 {
-            assert_eq!(pair.nodes[side].delivered.len(), sent, "seed {seed}");
-            // A ping may overtake the announcement of its key, a packet may not.
-            let overtaken = pair.nodes[side].dropped(DropReason::BadTag);
-            assert!(overtaken <= 4 * pair.weather.jitter_ms, "seed {seed}: {overtaken}");
-            prefixes[side].sort();
-            prefixes[side].dedup();
-            assert!(prefixes[side].len() >= 3, "two rotations in five hours");
+        for (node, mut prefixes) in pair.nodes.iter().zip(prefixes) {
+            assert_eq!(node.delivered.len(), sent, "seed {seed}");
+            // A ping may overtake the announcement of its key, or meet another key than was told
+            // when both ends rotate at once; a packet may not.
+            let overtaken = node.dropped(DropReason::BadTag);
+            assert!(overtaken <= 8, "seed {seed}: {overtaken}");
+            prefixes.sort();
+            prefixes.dedup();
+            assert!(prefixes.len() >= 3, "two rotations in five hours");
         }
     }
 }
