@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 
 use super::exchange::{Exchange, Purpose};
 use super::handshake::{LocalKey, verify};
+use super::keys::own_prefix;
 use super::peer::{Known, Tunnel};
 use super::{Entropy, Received, TunnelEvent, TunnelHandle, Tunnels};
 use crate::fault::DropReason;
@@ -161,9 +162,10 @@ impl Tunnels {
             Some(handle) => handle,
             None => {
                 self.make_room(now)?;
-                self.add(announcement.sender, *identity, endpoint, now, entropy)
+                self.add(announcement.sender, *identity, endpoint, now, &mut *entropy)
             }
         };
+        let ours = self.node;
         let peer = self.table.tunnel_mut(handle).expect("found or added");
         match peer.known(&announcement.key) {
             Known::Retired => Err(DropReason::Replay),
@@ -189,12 +191,18 @@ impl Tunnels {
                 Ok(())
             }
             Known::New => {
-                peer.add_candidate(announcement.key, source.or(peer.endpoint), now)?;
-                if peer.exchange.is_none() {
-                    peer.exchange = Some(Exchange::new(Purpose::Answer, now));
-                }
                 let to = source.or(peer.endpoint);
-                if peer.may_answer(now) {
+                let mut random = [0; 4];
+                entropy(&mut random);
+                let prefix = own_prefix(random, ours, announcement.sender);
+                peer.add_candidate(announcement.key, prefix, to, now)?;
+                // An exchange of ours has told the peer our key, or will; otherwise the peer is
+                // not to be supposed to know it.
+                let owed = match peer.exchange.get_or_insert(Exchange::new(Purpose::Answer, now)) {
+                    Exchange { purpose: Purpose::Answer, .. } => peer.may_answer_request(now),
+                    _ => peer.may_answer(now),
+                };
+                if owed {
                     self.send_announcement(handle, to, false, now);
                 }
                 self.send_pings(handle, false, now);
@@ -214,7 +222,7 @@ impl Tunnels {
         now: Time,
     ) -> bool {
         let Some(peer) = self.table.tunnel_mut(handle) else { return false };
-        if !peer.may_answer(now) {
+        if !peer.may_answer_request(now) {
             return false;
         }
         if peer.exchange.is_none() && peer.live.is_none() {
@@ -319,7 +327,7 @@ impl Tunnels {
         now: Time,
         entropy: Entropy<'_>,
     ) -> TunnelHandle {
-        let local = LocalKey::new(&self.identity, self.node, node, now, entropy);
+        let local = LocalKey::new(&self.identity, self.node, now, entropy);
         let mut tunnel = Tunnel::new(node, local, now);
         tunnel.identity = identity.into();
         tunnel.endpoint = endpoint;

@@ -21,7 +21,7 @@ use std::net::SocketAddr;
 
 use super::exchange::{Exchange, Purpose};
 use super::handshake::LocalKey;
-use super::keys::SessionKey;
+use super::keys::{NonceCounter, SessionKey};
 use super::limit::{Bucket, Rate};
 use super::replay::ReplayWindow;
 use crate::fault::DropReason;
@@ -53,6 +53,8 @@ const RETIRED_MAX: usize = 8;
 /// A key shared with the peer and what was received under it.
 pub(super) struct Session {
     pub(super) key: SessionKey,
+    /// Of our nonces.
+    pub(super) prefix: [u8; 4],
     /// The peer's X25519 key.
     pub(super) remote: [u8; 32],
     /// Where the announcement came from; nothing to go by once the session is live.
@@ -212,9 +214,8 @@ impl Tunnel {
             let newest = window.commit(sealed.counter);
             session.windows.push((sealed.prefix, window));
             sealed.body[..length].copy_from_slice(plaintext);
-            let ours = if session.of_next { self.next.as_ref() } else { Some(&self.local) };
-            // One chance in 2^32 and a chance too many: both ends count under one prefix.
-            self.must_rotate |= ours.is_some_and(|ours| ours.nonces.prefix() == sealed.prefix);
+            // One chance in 2^32, and one too many: both ends count under one prefix.
+            self.must_rotate |= session.prefix == sealed.prefix;
             return Ok((place, newest));
         }
         Err(if any { DropReason::BadTag } else { DropReason::NoSession })
@@ -233,6 +234,7 @@ impl Tunnel {
             self.rotating = None;
             self.retired.clear();
             self.must_rotate = false;
+            self.rotate_at = now;
         }
         for candidate in &mut self.candidates {
             // Made with a key of ours that is no longer told to anybody.
@@ -286,12 +288,19 @@ impl Tunnel {
     pub(super) fn add_candidate(
         &mut self,
         remote: [u8; 32],
+        prefix: [u8; 4],
         endpoint: Option<SocketAddr>,
         now: Time,
     ) -> Result<(), DropReason> {
-        let key = self.announced().session_key(&remote).ok_or(DropReason::BadSignature)?;
-        let of_next = self.next.is_some();
-        let session = Session { key, remote, endpoint, of_next, since: now, windows: Vec::new() };
+        let session = Session {
+            key: self.announced().session_key(&remote).ok_or(DropReason::BadSignature)?,
+            prefix,
+            remote,
+            endpoint,
+            of_next: self.next.is_some(),
+            since: now,
+            windows: Vec::new(),
+        };
         let [first, second] = &mut self.candidates;
         let since = |session: &Option<Box<Session>>| session.as_ref().map(|session| session.since);
         let place = if since(first) <= since(second) { first } else { second };
@@ -304,7 +313,7 @@ impl Tunnel {
     pub(super) fn rotation_due(&self, now: Time) -> bool {
         let worn = self.must_rotate
             || self.next.is_some()
-            || self.local.nonces.used() >= ROTATE_PACKETS
+            || self.local.counter.used() >= ROTATE_PACKETS
             || now.since(self.local.since) >= ROTATE_AFTER;
         worn && now >= self.rotate_at
             && self.live.is_some()
@@ -318,13 +327,14 @@ impl Tunnel {
 
     /// Begins to replace our key, or goes on if the last attempt was not answered: a key that was
     /// announced once is never forgotten, because the peer may have taken it.
-    pub(super) fn rotate(&mut self, fresh: impl FnOnce() -> LocalKey, now: Time) {
+    pub(super) fn rotate(&mut self, fresh: impl FnOnce() -> (LocalKey, [u8; 4]), now: Time) {
         if self.next.is_none() {
-            let next = fresh();
+            let (next, prefix) = fresh();
             let live = self.live.as_ref().expect("only a live session is rotated");
             if let Some(key) = next.session_key(&live.remote) {
                 self.rotating = Some(Box::new(Session {
                     key,
+                    prefix,
                     remote: live.remote,
                     endpoint: None,
                     of_next: true,
@@ -347,10 +357,16 @@ impl Tunnel {
         self.announced_at = Some(now);
     }
 
-    /// Whether another announcement may be sent for an answer.
+    /// Whether another announcement may be sent for an answer to an announcement.
     pub(super) fn may_answer(&mut self, now: Time) -> bool {
         let fresh = self.announced_at.is_some_and(|at| now.since(at) < ANSWER_SPACING);
-        !fresh && self.answers.take(ANSWERS, now)
+        !fresh && self.may_answer_request(now)
+    }
+
+    /// Whether another announcement may be sent for an answer to a request, whose sender may have
+    /// lost the one just sent.
+    pub(super) fn may_answer_request(&mut self, now: Time) -> bool {
+        self.answers.take(ANSWERS, now)
     }
 
     /// A datagram opened under the live session: an exchange that was waiting for this is over.
@@ -362,11 +378,8 @@ impl Tunnel {
 
     // ---- sealing -------------------------------------------------------------------------------
 
-    /// A session that seals, and the nonces to seal with.
-    pub(super) fn sealing(
-        &mut self,
-        place: Place,
-    ) -> Option<(&Session, &mut super::keys::NonceSequence)> {
+    /// A session that seals, and the counter to seal with.
+    pub(super) fn sealing(&mut self, place: Place) -> Option<(&Session, &mut NonceCounter)> {
         let session = match place {
             Place::Live => self.live.as_deref(),
             Place::Rotating => self.rotating.as_deref(),
@@ -375,7 +388,7 @@ impl Tunnel {
             Place::Previous => None,
         }?;
         let ours = if session.of_next { self.next.as_mut()? } else { &mut self.local };
-        Some((session, &mut ours.nonces))
+        Some((session, &mut ours.counter))
     }
 
     /// Drops what has waited too long.
@@ -396,7 +409,7 @@ impl Tunnel {
 
     /// Whether a packet just made a rotation due.
     pub(super) fn is_worn(&self, now: Time) -> bool {
-        (self.must_rotate || self.local.nonces.used() >= ROTATE_PACKETS) && self.rotation_due(now)
+        (self.must_rotate || self.local.counter.used() >= ROTATE_PACKETS) && self.rotation_due(now)
     }
 
     /// When our key will have served its time.

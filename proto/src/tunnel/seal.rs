@@ -87,7 +87,7 @@ impl Tunnels {
         let ours = self.node;
         let peer = self.table.tunnel_mut(tunnel).ok_or(SealRefusal::UnknownTunnel)?;
         let theirs = peer.node;
-        let (session, nonces) = peer.sealing(Place::Live).ok_or(SealRefusal::NotEstablished)?;
+        let (session, counter) = peer.sealing(Place::Live).ok_or(SealRefusal::NotEstablished)?;
         let fields = PacketFields {
             flags: packet.flags,
             protocol: packet.protocol,
@@ -100,7 +100,8 @@ impl Tunnels {
             acknowledgment: packet.acknowledgment,
             window: packet.window,
         };
-        let length = seal_datagram(&session.key, nonces.next(), &fields, datagram, payload_len);
+        let nonce = counter.next(session.prefix);
+        let length = seal_datagram(&session.key, nonce, &fields, datagram, payload_len);
         peer.sent_at = now;
         peer.used_at = now;
         if peer.is_worn(now) {

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use super::exchange::{Exchange, Purpose, Step};
 use super::handshake::LocalKey;
 use super::introduce::ASK_AGAIN;
+use super::keys::own_prefix;
 use super::peer::{CANDIDATE_FOR, PREVIOUS_FOR, Place, ROTATE_AFTER, Tunnel};
 use super::seal::seal_datagram;
 use super::{Entropy, Received, TunnelEvent, TunnelHandle, Tunnels};
@@ -62,7 +63,13 @@ impl Tunnels {
         if peer.rotation_due(now) {
             let (identity, ours, theirs) = (&self.identity, self.node, peer.node);
             peer.rotate_at = now + ROTATE_AGAIN;
-            peer.rotate(|| LocalKey::new(identity, ours, theirs, now, entropy), now);
+            let fresh = || {
+                let mut random = [0; 4];
+                entropy(&mut random);
+                let prefix = own_prefix(random, ours, theirs);
+                (LocalKey::new(identity, ours, now, entropy), prefix)
+            };
+            peer.rotate(fresh, now);
             self.step_exchange(handle, now);
         }
         let Some(peer) = self.table.tunnel_mut(handle) else { return };
@@ -248,14 +255,15 @@ impl Tunnels {
         let ours = self.node;
         let Some(peer) = self.table.tunnel_mut(handle) else { return false };
         let (theirs, endpoint) = (peer.node, peer.endpoint);
-        let Some((session, nonces)) = peer.sealing(place) else { return false };
+        let Some((session, counter)) = peer.sealing(place) else { return false };
         let own = if let Place::Candidate(_) = place { session.endpoint } else { None };
         let Some(to) = to.or(own).or(endpoint) else { return false };
         let fields = control.fields(ours, theirs);
         let queued = self.outbox.push_with(to, |space| {
             space[SEALED_HEADER_LEN + PACKET_HEADER_LEN..][..payload.len()]
                 .copy_from_slice(payload);
-            seal_datagram(&session.key, nonces.next(), &fields, space, payload.len())
+            let nonce = counter.next(session.prefix);
+            seal_datagram(&session.key, nonce, &fields, space, payload.len())
         });
         if queued && place == Place::Live {
             peer.sent_at = now;
