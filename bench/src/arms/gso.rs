@@ -5,7 +5,7 @@ use std::net::SocketAddrV4;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
-use super::drive::{Drive, EchoPath};
+use super::drive::{Drive, EchoPath, RECEIVE_BUFFER_LEN};
 use super::mmsg::BatchPath;
 use super::{
     ArmError, ArmResult, Cores, DATAGRAM_LEN_MAX, DATAGRAM_LEN_MIN, TRAIN_MAX, WINDOW_MAX,
@@ -67,6 +67,7 @@ impl GsoEcho {
             encrypted: self.encrypted,
             duration: self.duration,
             cores: self.cores.map_or_else(Cores::detect, Ok)?,
+            receive_buffer_len: RECEIVE_BUFFER_LEN,
         })
     }
 }
@@ -81,14 +82,19 @@ impl GsoEcho {
 /// [`ArmError`]: a parameter out of bounds, a refusal of the kernel, a stalled or corrupt run.
 pub fn gso_echo(spec: &GsoEcho) -> Result<ArmResult, ArmError> {
     let drive = spec.check()?;
-    let mut result = match drive.run(true, |fd, trains| RingPath::open(fd, trains, &drive)) {
+    let mut result = match drive.run(true, |spec, fd, trains| RingPath::open(fd, trains, spec)) {
         Err(ArmError::RingUnavailable { what, source }) => {
             let plain = Drive { train: 1, ..drive };
-            let mut result = plain.run(false, |fd, _| Ok(BatchPath::open(fd, &plain)))?;
+            let mut result = plain.run(false, |spec, fd, _| Ok(BatchPath::open(fd, spec)))?;
             result.details.path = String::from(BatchPath::NAME);
-            result.details.note = Some(format!(
+            let stand_in = format!(
                 "io_uring is not available (could not {what}: {source}); recvmmsg and sendmmsg stood in"
-            ));
+            );
+            let lowered = result.details.note.take();
+            result.details.note = Some(match lowered {
+                Some(lowered) => format!("{stand_in}; {lowered}"),
+                None => stand_in,
+            });
             result
         }
         other => {
@@ -100,7 +106,7 @@ pub fn gso_echo(spec: &GsoEcho) -> Result<ArmResult, ArmError> {
     result.name = format!(
         "gso_echo {} B x {}, train {}{}",
         spec.datagram_len,
-        spec.window,
+        result.details.window,
         result.details.train,
         if spec.encrypted { ", AES-256-GCM" } else { "" }
     );

@@ -5,7 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use std::{hint, io, thread};
 
-use super::drive::{StopAtEnd, as_f64, histogram, loopback_socket, nanos, pin, quantile_us, since};
+use super::drive::{
+    RECEIVE_BUFFER_LEN, StopAtEnd, as_f64, histogram, loopback_socket, nanos, pin, quantile_us,
+    since,
+};
 use super::{
     ArmDetails, ArmError, ArmResult, Cores, DATAGRAM_LEN_MAX, Payload, STALL_LIMIT, WARM_UP,
     WaitMode,
@@ -72,8 +75,8 @@ pub fn udp_round_trip(spec: &RoundTrip) -> Result<ArmResult, ArmError> {
 }
 
 fn connected_pair(mode: WaitMode) -> Result<(UdpSocket, UdpSocket), ArmError> {
-    let (server, server_address) = loopback_socket()?;
-    let (client, client_address) = loopback_socket()?;
+    let (server, server_address) = loopback_socket(RECEIVE_BUFFER_LEN)?;
+    let (client, client_address) = loopback_socket(RECEIVE_BUFFER_LEN)?;
     let (server, client) = (UdpSocket::from(server), UdpSocket::from(client));
     let configure = |socket: &UdpSocket| match mode {
         WaitMode::Spinning => socket.set_nonblocking(true),

@@ -89,10 +89,6 @@ fn parameters_outside_their_bounds_are_refused_by_name() {
             "window is 16385",
         ),
         (
-            mmsg_echo(&MmsgEcho::new(Payload::bytes(60_000), WINDOW_MAX)).err(),
-            "rmem_max",
-        ),
-        (
             udp_round_trip(&RoundTrip::new(WaitMode::Spinning, Payload::bytes(7))).err(),
             "payload length is 7",
         ),
