@@ -1,7 +1,7 @@
 //! Runs a windowed echo over any path: two pinned threads, a window in flight, a checked count.
 //!
-//! The client injects the window once; from then on every checked reply goes straight back out of the
-//! buffer it arrived in, so the window stays full without a queue of its own.
+//! The client injects the window once; from then on every checked reply goes straight back out of
+//! the buffer it arrived in, so the window stays full without a queue of its own.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -71,8 +71,9 @@ impl Drop for StopAtEnd<'_> {
 }
 
 impl Drive {
-    /// Runs the echo, with the window lowered to what the receive buffers hold. `open` builds a path on
-    /// the thread that will use it; its last argument is the number of trains that end injects.
+    /// Runs the echo, with the window lowered to what the receive buffers hold. `open` builds a
+    /// path on the thread that will use it; its last argument is the number of trains that end
+    /// injects.
     pub(super) fn run<Path: EchoPath>(
         self,
         offload: bool,
@@ -103,12 +104,14 @@ impl Drive {
             });
             let measured = measured.join().map_err(|_| ArmError::ThreadLost)?;
             let served = served.join().map_err(|_| ArmError::ThreadLost)?;
-            // The server's error is the cause where both have one: without it the client only stalls.
+            // The server's error is the cause where both have one: without it the client only
+            // stalls.
             let served = served?;
             let mut result = spec.result(measured?, served);
             if spec.window < self.window {
                 result.details.note = Some(format!(
-                    "the receive buffers hold a window of {}, {} were asked for: raise net.core.rmem_max",
+                    "the receive buffers hold a window of {}, {} were asked for: raise \
+                    net.core.rmem_max",
                     spec.window, self.window
                 ));
             }
@@ -129,8 +132,8 @@ impl Drive {
         Ok((socket, address, granted))
     }
 
-    /// Lowers the window until all of it fits one receive buffer: what did not fit would be lost, and a
-    /// windowed echo never gets a lost datagram back.
+    /// Lowers the window until all of it fits one receive buffer: what did not fit would be lost,
+    /// and a windowed echo never gets a lost datagram back.
     fn fitted(self, granted: usize) -> Result<Self, ArmError> {
         let needed = |train: usize| train * self.datagram_len + BUFFER_OVERHEAD;
         if needed(1) > granted {
@@ -192,7 +195,8 @@ pub(super) fn loopback_socket(
 ) -> Result<(Socket, SocketAddrV4), ArmError> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)
         .map_err(|source| ArmError::kernel("open a UDP socket", source))?;
-    // The kernel caps the size at net.core.rmem_max without an error; callers read back what they got.
+    // The kernel caps the size at net.core.rmem_max without an error; callers read back what they
+    // got.
     let _ = socket.set_recv_buffer_size(receive_buffer_len);
     let _ = socket.set_send_buffer_size(RECEIVE_BUFFER_LEN);
     let any_port = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
@@ -235,7 +239,8 @@ pub(super) fn as_f64(count: u64) -> f64 {
 }
 
 fn await_ready(ready: &Receiver<()>) -> Result<(), ArmError> {
-    // The server either says it is ready or drops its end; the wait also ends for a thread that hangs.
+    // The server either says it is ready or drops its end; the wait also ends for a thread that
+    // hangs.
     ready
         .recv_timeout(STALL_LIMIT)
         .map_err(|_| ArmError::Stalled { datagrams: 0 })
@@ -383,8 +388,8 @@ impl Client {
         Ok(())
     }
 
-    /// One train: every datagram is checked; one in 64 is compared byte for byte; the latency of the
-    /// train is that of its first datagram.
+    /// One train: every datagram is checked; one in 64 is compared byte for byte; the latency of
+    /// the train is that of its first datagram.
     #[inline]
     fn take(&mut self, train: &mut [u8], segment_len: usize) -> bool {
         let mut sent_ns = None;
@@ -415,7 +420,8 @@ impl Client {
     }
 }
 
-/// Between turns: nothing while there is work; now and then offers the core to whoever waits for it.
+/// Between turns: nothing while there is work; now and then offers the core to whoever waits for
+/// it.
 fn relax(moved: usize, idle: &mut u32) {
     if moved > 0 {
         *idle = 0;

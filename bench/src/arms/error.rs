@@ -97,8 +97,8 @@ impl fmt::Display for ArmError {
             ),
             Self::WindowOverflow { needed, granted } => write!(
                 out,
-                "one datagram may need {needed} bytes of receive buffer and the kernel granted {granted}; \
-                 shorten the datagram or raise net.core.rmem_max"
+                "one datagram may need {needed} bytes of receive buffer and the kernel granted \
+                 {granted}; shorten the datagram or raise net.core.rmem_max"
             ),
             Self::NoCore => write!(
                 out,

@@ -1,4 +1,5 @@
-//! The echo of ramjet's own path without its protocol: io_uring, GRO in, GSO out, optional AES-256-GCM.
+//! The echo of ramjet's own path without its protocol: io_uring, GRO in, GSO out, optional
+//! AES-256-GCM.
 
 use std::io;
 use std::net::SocketAddrV4;
@@ -15,7 +16,8 @@ use crate::ring::EchoRing;
 /// What [`gso_echo`] runs.
 #[derive(Clone, Debug)]
 pub struct GsoEcho {
-    /// Length of a datagram, in bytes of UDP payload, from [`DATAGRAM_LEN_MIN`] to [`DATAGRAM_LEN_MAX`].
+    /// Length of a datagram, in bytes of UDP payload, from [`DATAGRAM_LEN_MIN`] to
+    /// [`DATAGRAM_LEN_MAX`].
     pub datagram_len: usize,
     /// Datagrams kept in flight, from 1 to [`WINDOW_MAX`].
     pub window: usize,
@@ -72,11 +74,12 @@ impl GsoEcho {
     }
 }
 
-/// Echoes a window of datagrams through io_uring at both ends: multishot receives into a provided buffer
-/// ring with `UDP_GRO`, sends with `UDP_SEGMENT` out of the buffer the train arrived in, spinning.
+/// Echoes a window of datagrams through io_uring at both ends: multishot receives into a provided
+/// buffer ring with `UDP_GRO`, sends with `UDP_SEGMENT` out of the buffer the train arrived in,
+/// spinning.
 ///
-/// Where io_uring is not available the same window runs over `recvmmsg` and `sendmmsg`, and the result's
-/// `path` and `note` say so.
+/// Where io_uring is not available the same window runs over `recvmmsg` and `sendmmsg`, and the
+/// result's `path` and `note` say so.
 ///
 /// # Errors
 /// [`ArmError`]: a parameter out of bounds, a refusal of the kernel, a stalled or corrupt run.
@@ -88,7 +91,8 @@ pub fn gso_echo(spec: &GsoEcho) -> Result<ArmResult, ArmError> {
             let mut result = plain.run(false, |spec, fd, _| Ok(BatchPath::open(fd, spec)))?;
             result.details.path = String::from(BatchPath::NAME);
             let stand_in = format!(
-                "io_uring is not available (could not {what}: {source}); recvmmsg and sendmmsg stood in"
+                "io_uring is not available (could not {what}: {source}); recvmmsg and sendmmsg \
+                stood in"
             );
             let lowered = result.details.note.take();
             result.details.note = Some(match lowered {

@@ -46,7 +46,8 @@ impl RoundTrip {
     }
 }
 
-/// Sends one datagram, waits for its echo, checks every byte of it, and so on until the time is over.
+/// Sends one datagram, waits for its echo, checks every byte of it, and so on until the time is
+/// over.
 ///
 /// # Errors
 /// [`ArmError`]: a length out of bounds, a refusal of the kernel, a stalled or corrupt run.

@@ -1,4 +1,5 @@
-//! Smoke sizes of every arm: echoes come back whole, counts are positive, bounds hold. No speed is asserted.
+//! Smoke sizes of every arm: echoes come back whole, counts are positive, bounds hold. No speed is
+//! asserted.
 
 use super::*;
 
