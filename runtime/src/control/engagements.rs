@@ -181,11 +181,6 @@ pub(crate) fn gate_holds(grant: &Grant, policy: AcceptFrom) -> bool {
     }
 }
 
-/// Pilot's text form of a node's address in network 0.
-pub(crate) fn address_text(node: NodeId) -> String {
-    format!("0:0000.{:04X}.{:04X}", node.0 >> 16, node.0 & 0xFFFF)
-}
-
 /// The endpoint of a grant message: text that may name no address.
 pub(crate) fn endpoint(text: &str) -> Option<SocketAddr> {
     text.parse().ok().filter(|endpoint: &SocketAddr| endpoint.port() != 0)
@@ -249,9 +244,9 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_written_as_pilot_writes_it() {
-        assert_eq!(address_text(NodeId(1)), "0:0000.0000.0001");
-        assert_eq!(address_text(NodeId(0xABCD_1234)), "0:0000.ABCD.1234");
+    fn an_endpoint_that_nobody_can_be_reached_at_is_none() {
+        let address = "127.0.0.1:4000".parse().expect("an address");
+        assert_eq!(endpoint("127.0.0.1:4000"), Some(address));
         assert_eq!(endpoint("127.0.0.1:0"), None);
         assert_eq!(endpoint("somewhere"), None);
     }

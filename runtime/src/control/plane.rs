@@ -31,6 +31,7 @@ use super::spool::Spool;
 use super::transport::{Arrival, Order, Wire};
 use super::vocabulary::{Command, Report, Side};
 use crate::node::NodeError;
+use crate::worker::owner_of;
 
 /// Nodes whose key and endpoint are remembered for when the registry is away.
 const DIRECTORY_MAX: usize = 4_096;
@@ -287,7 +288,7 @@ impl Plane {
     }
 
     pub(crate) fn worker_of(&self, peer: NodeId) -> usize {
-        peer.0 as usize % self.config.workers
+        owner_of(peer, self.config.workers)
     }
 
     /// A command for the worker that owns the tunnel to `peer`.

@@ -9,6 +9,7 @@
 //!
 //! Each row tells its caller exactly one `Ended`, on its way into `Over`.
 
+use ramjet_proto::addr::Address;
 use ramjet_proto::ids::{EngagementId, OfferId};
 use ramjet_proto::market::message::{
     Base64Bytes, Diagnosis, GrantMessage, ReplyBody, RequestBody, Settlement,
@@ -17,8 +18,8 @@ use ramjet_proto::market::{Offer, RECEIPT_LEN, SignedGrant};
 use ramjet_proto::time::Time;
 
 use super::engagements::{
-    Events, Granted, Moment, OFFER_SLACK, REQUESTING_MAX, RequestState, Requesting, address_text,
-    endpoint, terms,
+    Events, Granted, Moment, OFFER_SLACK, REQUESTING_MAX, RequestState, Requesting, endpoint,
+    terms,
 };
 use super::handle::EngageAsk;
 use super::link::Tag;
@@ -205,7 +206,7 @@ impl Plane {
         row.events.tell(EngageEvent::Granted {
             engagement: grant.engagement,
             worker: grant.worker,
-            worker_address: address_text(grant.worker),
+            worker_address: Address::backbone(grant.worker).to_string(),
             polo: (grant.requester_polo, grant.worker_polo),
             gate: grant.gate,
             credits: grant.concurrency,

@@ -17,6 +17,7 @@ use super::plane::Plane;
 use super::serving::is_signed;
 use super::vocabulary::{CloseReason, Command};
 use crate::node::{EngageOutcome, NodeError};
+use crate::worker::owner_of;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -95,7 +96,7 @@ impl Plane {
         self.fatal = Some(format!("worker {worker} has ended: {error}; restart the node"));
         self.advertiser.hurry(at.now);
         let workers = self.config.workers;
-        let on_it = |node: ramjet_proto::ids::NodeId| node.0 as usize % workers == worker;
+        let on_it = |node| owner_of(node, workers) == worker;
         let ours: Vec<EngagementId> = self
             .requesting
             .values()

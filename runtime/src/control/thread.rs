@@ -28,8 +28,11 @@ use super::plane::{Plane, PlaneConfig};
 use super::spool::{ENTRIES_MAX, Spool};
 use super::transport::{Arrival, Backend, Dial, Order, QUEUE_MAX, Wire, dial};
 use super::vocabulary::Command;
+use crate::handler::{Placement, Skill};
 use crate::node::{NodeConfig, NodeError};
-use crate::worker::{self, Idle, IoKind, ReportReceiver, ReportSender, WorkerHandle, WorkerPlan};
+use crate::worker::{
+    self, Idle, IoKind, Pool, ReportReceiver, ReportSender, WorkerHandle, WorkerPlan,
+};
 
 /// The longest that the plane goes without being told the time.
 const TICK: Duration = Duration::from_millis(50);
@@ -92,7 +95,14 @@ fn check(config: &NodeConfig) -> Result<(), String> {
             return Err(format!("skill {:?} is configured twice", skill.name));
         }
     }
+    if uses_pool(&config.skills) {
+        range("pool_threads", config.pool_threads as u64, WORKERS_MAX as u64)?;
+    }
     Ok(())
+}
+
+fn uses_pool(skills: &[Skill]) -> bool {
+    skills.iter().any(|skill| skill.handler.placement() == Placement::Pool)
 }
 
 /// The plane of a node: its state directory, its link, what it says of itself.
@@ -199,6 +209,7 @@ async fn control(seed: Seed, backend: Backend) -> Result<(), String> {
         shared: seed.handle.shared,
         unstarted: Some((seed.sockets, senders)),
         workers: Vec::new(),
+        pool: None,
         reports,
         asks: seed.asks,
         arrivals,
@@ -221,6 +232,7 @@ struct Shell {
     /// Sockets and queues of the workers until the node has its number.
     unstarted: Option<(Vec<UdpSocket>, Vec<ReportSender>)>,
     workers: Vec<WorkerHandle>,
+    pool: Option<Pool>,
     /// Commands that found a worker's queue full, in order.
     backlog: Vec<VecDeque<Command>>,
     reports: ReportReceiver,
@@ -301,26 +313,27 @@ impl Shell {
             return Ok(());
         }
         let Some((sockets, senders)) = self.unstarted.take() else { return Ok(()) };
-        let skills: Arc<[crate::handler::Skill]> = self.config.skills.clone().into();
-        for (index, (socket, sender)) in sockets.into_iter().zip(senders).enumerate() {
-            let cores = &self.config.cores;
-            let plan = WorkerPlan {
-                index,
-                workers: self.config.workers,
-                core: (!cores.is_empty()).then(|| cores[index % cores.len()]),
-                socket,
-                io: self.config.io,
-                idle: self.config.idle,
-                node: self.plane.node,
-                identity: Arc::clone(&self.config.identity),
-                skills: Arc::clone(&skills),
-                beacon: self.config.beacon,
-                tunnels_max: self.config.tunnels_max,
-            };
-            let handle = worker::spawn(plan, sender)
-                .map_err(|error| format!("worker {index} cannot start: {error}"))?;
-            self.workers.push(handle);
+        let skills: Arc<[Skill]> = self.config.skills.clone().into();
+        let cores = &self.config.cores;
+        let plans = sockets.into_iter().enumerate().map(|(index, socket)| WorkerPlan {
+            index,
+            workers: self.config.workers,
+            core: (!cores.is_empty()).then(|| cores[index % cores.len()]),
+            socket,
+            io: self.config.io,
+            idle: self.config.idle,
+            node: self.plane.node,
+            identity: Arc::clone(&self.config.identity),
+            skills: Arc::clone(&skills),
+            beacon: self.config.beacon,
+            tunnels_max: self.config.tunnels_max,
+        });
+        if uses_pool(&self.config.skills) {
+            let pool = Pool::start(self.config.pool_threads, self.config.workers)
+                .map_err(|error| format!("pool of {}: {error}", self.config.pool_threads))?;
+            self.pool = Some(pool);
         }
+        self.workers = worker::spawn_group(plans.collect(), senders, self.pool.as_ref())?;
         Ok(())
     }
 
@@ -460,6 +473,9 @@ impl Shell {
         let respond = self.plane.take_shutdown_respond();
         for worker in self.workers.drain(..) {
             worker.join();
+        }
+        if let Some(pool) = self.pool.take() {
+            pool.join();
         }
         if let Err(error) = self.plane.commit(moment()) {
             tracing::error!(%error, "the last receipts are not durable");
