@@ -1,4 +1,5 @@
-//! Prints every control arm of this machine: `cargo run --release -p ramjet-bench --example controls`.
+//! Prints every control arm of this machine: `cargo run --release -p ramjet-bench --example
+//! controls`.
 //!
 //! Use it to learn what the kernel path gives before asking what ramjet adds to it.
 

@@ -1,11 +1,11 @@
 //! What the machine is, and how much of a run it spent on something else.
 //!
-//! A figure without its machine is only good as a ratio, and a figure taken while a neighbour had the cores
-//! is good for nothing: [`Watch`] reads the kernel's counters around a run and [`Quiet`] says whether the
-//! run counts, with the figure that decides.
+//! A figure without its machine is only good as a ratio, and a figure taken while a neighbour had
+//! the cores is good for nothing: [`Watch`] reads the kernel's counters around a run and [`Quiet`]
+//! says whether the run counts, with the figure that decides.
 //!
-//! Invariants: reading facts changes nothing on the machine; a counter that cannot be read is absent, never
-//! zero. Absent: advice, which is `ramjet-tuning`'s.
+//! Invariants: reading facts changes nothing on the machine; a counter that cannot be read is
+//! absent, never zero. Absent: advice, which is `ramjet-tuning`'s.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -14,7 +14,8 @@ use serde::Serialize;
 
 use crate::ring;
 
-/// Length of one tick of `/proc/stat`, in nanoseconds: Linux reports them at 100 Hz on every machine.
+/// Length of one tick of `/proc/stat`, in nanoseconds: Linux reports them at 100 Hz on every
+/// machine.
 const TICK_NS: u64 = 10_000_000;
 
 /// Share of the cores' time the hypervisor may take before a run is called disturbed.
@@ -37,7 +38,8 @@ pub struct MachineFacts {
     pub virtual_machine: bool,
     /// Kernel release.
     pub kernel: String,
-    /// Processor mitigations that are active or missing, as `name: state`; the unaffected are left out.
+    /// Processor mitigations that are active or missing, as `name: state`; the unaffected are left
+    /// out.
     pub mitigations: Vec<String>,
 }
 
@@ -121,7 +123,8 @@ impl Watch {
 pub struct Quiet {
     /// Length of the run, in milliseconds.
     pub wall_ms: u64,
-    /// Share of the cores' time that the hypervisor gave to others; absent where the kernel does not count.
+    /// Share of the cores' time that the hypervisor gave to others; absent where the kernel does
+    /// not count.
     pub steal_share: Option<f64>,
     /// Share of the cores' time that other processes of this machine used.
     pub foreign_share: Option<f64>,
@@ -203,8 +206,8 @@ fn read_machine_ticks() -> Option<MachineTicks> {
     parse_machine_ticks(&fs::read_to_string("/proc/stat").ok()?)
 }
 
-/// Fields of the line: user, nice, system, idle, iowait, irq, softirq, steal, then guest time that the
-/// first two already contain.
+/// Fields of the line: user, nice, system, idle, iowait, irq, softirq, steal, then guest time that
+/// the first two already contain.
 fn parse_machine_ticks(stat: &str) -> Option<MachineTicks> {
     let line = stat.lines().find(|line| line.starts_with("cpu "))?;
     let ticks: Option<Vec<u64>> = line
@@ -281,12 +284,13 @@ fn as_f64(count: u64) -> f64 {
 mod tests {
     use super::*;
 
-    const CPUINFO: &str = "processor\t: 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu hypervisor aes\n\n\
-                           processor\t: 1\nmodel name\t: AMD EPYC\nflags\t\t: fpu hypervisor aes\n";
+    const CPUINFO: &str = "\
+                           processor\t: 0\nmodel name\t: EPYC\nflags\t\t: fpu hypervisor aes\n\n\
+                           processor\t: 1\nmodel name\t: EPYC\nflags\t\t: fpu hypervisor aes\n";
 
     #[test]
     fn the_processor_file_is_read() {
-        assert_eq!(cpu_model(CPUINFO), "AMD EPYC");
+        assert_eq!(cpu_model(CPUINFO), "EPYC");
         assert_eq!(processor_count(CPUINFO), 2);
         assert!(is_virtual(CPUINFO));
         assert!(!is_virtual("flags : fpu aes\n"));

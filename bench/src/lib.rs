@@ -2,18 +2,21 @@
 //!
 //! What lives here:
 //! * [`arms`]: control arms, the same work over the same kernel path without ramjet's protocol;
-//! * [`pairs`]: interleaved pairs of a subject and its control, so that a ratio survives a noisy machine;
+//! * [`pairs`]: interleaved pairs of a subject and its control, so that a ratio survives a noisy
+//!   machine;
 //! * [`facts`]: what the machine is, and how much of a run it spent on something else;
 //! * [`report`]: one object a case for `--json`, and the plain table.
 //!
 //! Invariants:
-//! * A figure never stands alone: whoever prints a rate or a latency prints the control of the same run.
-//! * Every arm stays on loopback, on ports the kernel chose, and ends by itself: a lost datagram or a
-//!   dead thread becomes an [`arms::ArmError`], never a hang.
-//! * An arm that checks nothing measures nothing: each one proves that what came back is what went out.
+//! * A figure never stands alone: whoever prints a rate or a latency prints the control of the same
+//!   run.
+//! * Every arm stays on loopback, on ports the kernel chose, and ends by itself: a lost datagram or
+//!   a dead thread becomes an [`arms::ArmError`], never a hang.
+//! * An arm that checks nothing measures nothing: each one proves that what came back is what went
+//!   out.
 //!
-//! Who may call it: anyone. It calls no other ramjet crate, so that a control cannot get faster or slower
-//! with the thing it controls. Absent: the subject. A caller brings it as a closure.
+//! Who may call it: anyone. It calls no other ramjet crate, so that a control cannot get faster or
+//! slower with the thing it controls. Absent: the subject. A caller brings it as a closure.
 //!
 //! ```
 //! use std::time::Duration;

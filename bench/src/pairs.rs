@@ -1,12 +1,12 @@
 //! Interleaved pairs: how a ratio is measured on a machine that does other things too.
 //!
-//! Subject and control run back to back in the order A B B A A B B A …, so that a drift of the machine
-//! falls on both alike; each pair gives one ratio, and the median of the ratios is the figure. A bootstrap
-//! over the pairs says how far that median can be trusted, and a twin of the control against itself says
-//! what ratio this machine reports when nothing differs.
+//! Subject and control run back to back in the order A B B A A B B A …, so that a drift of the
+//! machine falls on both alike; each pair gives one ratio, and the median of the ratios is the
+//! figure. A bootstrap over the pairs says how far that median can be trusted, and a twin of the
+//! control against itself says what ratio this machine reports when nothing differs.
 //!
-//! Invariants: a summary holds at least [`PAIRS_MIN`] pairs; the interval contains the median; the same
-//! samples always give the same interval, because the resampling is seeded with a constant.
+//! Invariants: a summary holds at least [`PAIRS_MIN`] pairs; the interval contains the median; the
+//! same samples always give the same interval, because the resampling is seeded with a constant.
 //!
 //! Absent: what the closures measure, and whether a ratio is good.
 
@@ -33,7 +33,8 @@ pub struct PairSummary {
     pub ratio_high: f64,
     /// What the subject measured, in order.
     pub a: Vec<f64>,
-    /// What the control measured, in order; the entry at the same place is the other half of the pair.
+    /// What the control measured, in order; the entry at the same place is the other half of the
+    /// pair.
     pub b: Vec<f64>,
 }
 
@@ -88,7 +89,8 @@ impl<Failure: fmt::Display> fmt::Display for PairError<Failure> {
             Self::Arm(failure) => failure.fmt(out),
             Self::NotPositive { arm, value } => write!(
                 out,
-                "the {arm} measured {value}, which gives no ratio; run it alone and look at its report"
+                "the {arm} measured {value}, which gives no ratio; run it alone and look at its \
+                report"
             ),
         }
     }
@@ -105,8 +107,8 @@ impl<Failure: std::error::Error + 'static> std::error::Error for PairError<Failu
 
 /// Runs `pairs` interleaved pairs of `subject` (A) and `control` (B) and sums their ratios up.
 ///
-/// Both closures return one positive figure in the same unit, such as tasks per second or microseconds.
-/// For the noise floor pass the control twice.
+/// Both closures return one positive figure in the same unit, such as tasks per second or
+/// microseconds. For the noise floor pass the control twice.
 ///
 /// # Errors
 /// [`PairError`]: too few pairs, a failing arm, or a figure that is not positive.

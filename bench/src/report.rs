@@ -1,7 +1,8 @@
 //! One object a case for `--json`, and the plain table for people.
 //!
-//! Invariants: the ratio of a case is its figure over its control's, in the unit `compares` names, and both
-//! come from the same run; a missing figure is `null` in JSON and `-` in the table, never zero.
+//! Invariants: the ratio of a case is its figure over its control's, in the unit `compares` names,
+//! and both come from the same run; a missing figure is `null` in JSON and `-` in the table, never
+//! zero.
 
 use serde::Serialize;
 
@@ -71,7 +72,8 @@ impl CaseReport {
         }
     }
 
-    /// A case compared over interleaved pairs: figure, control and ratio come from the summary's medians.
+    /// A case compared over interleaved pairs: figure, control and ratio come from the summary's
+    /// medians.
     #[must_use]
     pub fn of_pairs(
         case: impl Into<String>,

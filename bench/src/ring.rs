@@ -1,16 +1,17 @@
 //! The door to the kernel: the only unsafe code of this crate.
 //!
-//! What lives here: [`EchoRing`], one io_uring with a provided buffer ring over one UDP socket; in `batch`
-//! its `recvmmsg`/`sendmmsg` counterpart; in `host` thread placement, one socket option, usage counters.
+//! What lives here: [`EchoRing`], one io_uring with a provided buffer ring over one UDP socket; in
+//! `batch` its `recvmmsg`/`sendmmsg` counterpart; in `host` thread placement, one socket option,
+//! usage counters.
 //!
 //! Invariants of [`EchoRing`], each with what breaks it:
-//! * A slot is in exactly one of three places ([`Place`]): provided to the kernel for receiving, in hand,
-//!   or lent to the kernel for sending. Its bytes are touched only in hand. Publishing a slot that is not
-//!   in hand would let the kernel write under a reader.
+//! * A slot is in exactly one of three places ([`Place`]): provided to the kernel for receiving, in
+//!   hand, or lent to the kernel for sending. Its bytes are touched only in hand. Publishing a slot
+//!   that is not in hand would let the kernel write under a reader.
 //! * Arena and slots never move and outlive the ring: they are freed only after every request has
 //!   completed. If that cannot be shown at the end, they are leaked on purpose.
-//! * The ring is created, entered and dropped on one thread (`SINGLE_ISSUER`); raw pointers keep the type
-//!   from being sent to another.
+//! * The ring is created, entered and dropped on one thread (`SINGLE_ISSUER`); raw pointers keep
+//!   the type from being sent to another.
 //!
 //! Who may call it: the arms and `facts`. Absent: what the bytes mean.
 
@@ -102,8 +103,8 @@ impl Arena {
     }
 
     fn entry(&self, index: u16) -> *mut BufRingEntry {
-        // SAFETY: callers pass an index below the slot count the arena was sized for, so the entry lies
-        // within the first `buffers_at` bytes; the page-aligned base is aligned for an entry.
+        // SAFETY: callers pass an index below the slot count the arena was sized for, so the entry
+        // lies within the first `buffers_at` bytes; the page-aligned base is aligned for an entry.
         unsafe {
             self.base
                 .as_ptr()
@@ -125,13 +126,15 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        // SAFETY: `base` came from `alloc_zeroed` with this very layout and is freed only here; the owner
-        // drops an arena only when the kernel holds no request on it, and forgets it otherwise.
+        // SAFETY: `base` came from `alloc_zeroed` with this very layout and is freed only here; the
+        // owner drops an arena only when the kernel holds no request on it, and forgets it
+        // otherwise.
         unsafe { dealloc(self.base.as_ptr(), self.layout) }
     }
 }
 
-/// One ring, one socket: multishot receive into provided buffers, segmented sends out of the same buffers.
+/// One ring, one socket: multishot receive into provided buffers, segmented sends out of the same
+/// buffers.
 pub(crate) struct EchoRing {
     ring: IoUring,
     arena: mem::ManuallyDrop<Arena>,
@@ -147,8 +150,9 @@ pub(crate) struct EchoRing {
 }
 
 impl EchoRing {
-    /// Builds the ring on the calling thread. `withheld` slots stay in hand for [`EchoRing::inject`]; the
-    /// rest are given to the kernel. `fd` must stay open for the life of the ring.
+    /// Builds the ring on the calling thread. `withheld` slots stay in hand for
+    /// [`EchoRing::inject`]; the rest are given to the kernel. `fd` must stay open for the life of
+    /// the ring.
     pub(crate) fn new(
         fd: RawFd,
         slots: u16,
@@ -169,8 +173,8 @@ impl EchoRing {
         let arena =
             Arena::new(slots, payload_len).map_err(|source| ("lay out the buffers", source))?;
         let ring_address = arena.base.as_ptr().addr() as u64;
-        // SAFETY: the entries live at the arena's page-aligned base, hold `slots` of them, and the arena
-        // outlives the ring by the drop order in `EchoRing::drop`.
+        // SAFETY: the entries live at the arena's page-aligned base, hold `slots` of them, and the
+        // arena outlives the ring by the drop order in `EchoRing::drop`.
         unsafe {
             ring.submitter()
                 .register_buf_ring_with_flags(ring_address, slots, BUFFER_GROUP, 0)
@@ -204,8 +208,9 @@ impl EchoRing {
         Ok(echo)
     }
 
-    /// Runs one turn: enters the kernel if there is reason to, hands each received train with its segment
-    /// length to `work`, and queues what `work` keeps (true) to go back to where it came from.
+    /// Runs one turn: enters the kernel if there is reason to, hands each received train with its
+    /// segment length to `work`, and queues what `work` keeps (true) to go back to where it came
+    /// from.
     ///
     /// Returns how many trains arrived.
     ///
@@ -263,8 +268,8 @@ impl EchoRing {
             PAYLOAD_AT + train_len <= self.arena.stride,
             "a train fits its buffer"
         );
-        // SAFETY: the slot is `InHand`, so the kernel does not touch its buffer; the assertion above keeps
-        // name and payload inside the buffer, and name and payload do not overlap.
+        // SAFETY: the slot is `InHand`, so the kernel does not touch its buffer; the assertion
+        // above keeps name and payload inside the buffer, and name and payload do not overlap.
         let payload = unsafe {
             let buffer = self.arena.buffer(slot);
             ptr::write_unaligned(buffer.add(OUT_HEADER_LEN).cast(), socket_address(peer));
@@ -295,8 +300,8 @@ impl EchoRing {
             opcode::RecvMsgMulti::new(types::Fixed(0), &raw const **self.template, BUFFER_GROUP)
                 .build()
                 .user_data(RECEIVE);
-        // SAFETY: the template is boxed, never written after construction and outlives the ring; file 0 is
-        // the registered socket and group 0 the registered buffers.
+        // SAFETY: the template is boxed, never written after construction and outlives the ring;
+        // file 0 is the registered socket and group 0 the registered buffers.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         // A full queue only delays the receive: the next turn submits and comes back here.
         self.receiving = pushed.is_ok();
@@ -332,8 +337,9 @@ impl EchoRing {
             filled <= self.arena.stride,
             "a completion is longer than its buffer"
         );
-        // SAFETY: the completion moved the slot to `InHand`, so the kernel is done with it; `filled` bytes
-        // are inside the buffer by the assertion, and were written by the kernel or zeroed at the start.
+        // SAFETY: the completion moved the slot to `InHand`, so the kernel is done with it;
+        // `filled` bytes are inside the buffer by the assertion, and were written by the kernel or
+        // zeroed at the start.
         let buffer = unsafe { std::slice::from_raw_parts_mut(self.arena.buffer(slot), filled) };
         let Ok(out) = RecvMsgOut::parse(buffer, &self.template) else {
             return Err(io::Error::other(
@@ -379,16 +385,17 @@ impl EchoRing {
         let entry = self.arena.entry(self.entry_tail & self.entry_mask);
         let address = self.arena.buffer(slot).addr() as u64;
         let length = u32::try_from(self.arena.stride).unwrap_or(u32::MAX);
-        // SAFETY: at most `slots` slots are `Provided`, so this entry is behind the kernel's head and not
-        // being read. The setters leave the tail, which shares the first entry's last field, alone.
+        // SAFETY: at most `slots` slots are `Provided`, so this entry is behind the kernel's head
+        // and not being read. The setters leave the tail, which shares the first entry's last
+        // field, alone.
         unsafe {
             (*entry).set_addr(address);
             (*entry).set_len(length);
             (*entry).set_bid(slot);
         }
         self.entry_tail = self.entry_tail.wrapping_add(1);
-        // SAFETY: the tail is a 16-bit word inside the first entry, aligned, and alive as long as the
-        // arena; only this thread writes it, the kernel reads it, hence the release store.
+        // SAFETY: the tail is a 16-bit word inside the first entry, aligned, and alive as long as
+        // the arena; only this thread writes it, the kernel reads it, hence the release store.
         unsafe {
             let tail = BufRingEntry::tail(self.arena.entry(0)).cast_mut();
             AtomicU16::from_ptr(tail).store(self.entry_tail, Ordering::Release);
@@ -400,7 +407,8 @@ impl EchoRing {
         let buffer = self.arena.buffer(slot);
         let lent = &mut self.slots[usize::from(slot)];
         assert_eq!(lent.place, Place::InHand, "only a slot in hand can be sent");
-        // SAFETY: both offsets are below the stride, so both pointers stay inside the slot's buffer.
+        // SAFETY: both offsets are below the stride, so both pointers stay inside the slot's
+        // buffer.
         let (name, payload) = unsafe { (buffer.add(OUT_HEADER_LEN), buffer.add(PAYLOAD_AT)) };
         lent.part = libc::iovec {
             iov_base: payload.cast(),
@@ -421,8 +429,8 @@ impl EchoRing {
         let entry = opcode::SendMsg::new(types::Fixed(0), &raw const lent.header)
             .build()
             .user_data(u64::from(slot));
-        // SAFETY: header, part, control and buffer belong to this slot, which becomes `Sending` and is not
-        // touched until its completion; the boxed slots and the arena do not move.
+        // SAFETY: header, part, control and buffer belong to this slot, which becomes `Sending` and
+        // is not touched until its completion; the boxed slots and the arena do not move.
         unsafe { self.ring.submission().push(&entry) }
             .map_err(|_| io::Error::other("the submission queue is full"))?;
         lent.place = Place::Sending;
@@ -463,8 +471,8 @@ impl Drop for EchoRing {
                 .unregister_buf_ring(BUFFER_GROUP)
                 .is_ok()
         {
-            // SAFETY: no request is in flight and the buffer ring is unregistered, so the kernel holds no
-            // pointer to any of the three; nothing uses them after this.
+            // SAFETY: no request is in flight and the buffer ring is unregistered, so the kernel
+            // holds no pointer to any of the three; nothing uses them after this.
             unsafe {
                 mem::ManuallyDrop::drop(&mut self.slots);
                 mem::ManuallyDrop::drop(&mut self.template);
@@ -507,13 +515,14 @@ fn socket_address(address: SocketAddrV4) -> libc::sockaddr_in {
     name
 }
 
-/// Reads the segment length from a `UDP_GRO` control message, if that is what the control area holds.
+/// Reads the segment length from a `UDP_GRO` control message, if that is what the control area
+/// holds.
 fn segment_len(control: &[u8]) -> Option<usize> {
     if control.len() < CONTROL_HEADER_LEN + size_of::<libc::c_int>() {
         return None;
     }
-    // SAFETY: the slice holds a header and an `int` by the check above; unaligned reads need no alignment,
-    // and both are plain numbers.
+    // SAFETY: the slice holds a header and an `int` by the check above; unaligned reads need no
+    // alignment, and both are plain numbers.
     let (header, value) = unsafe {
         let start = control.as_ptr();
         (
@@ -533,8 +542,8 @@ fn write_segment_control(
 ) -> io::Result<()> {
     let segment = u16::try_from(segment_len)
         .map_err(|_| io::Error::other("a segment is longer than 65,535 bytes"))?;
-    // SAFETY: `cmsghdr` is plain numbers, for which zero is a value; the control area is 24 bytes, aligned
-    // to 8, and takes the 16-byte header and the 2-byte segment.
+    // SAFETY: `cmsghdr` is plain numbers, for which zero is a value; the control area is 24 bytes,
+    // aligned to 8, and takes the 16-byte header and the 2-byte segment.
     unsafe {
         let mut header: libc::cmsghdr = mem::zeroed();
         header.cmsg_len = CONTROL_HEADER_LEN + size_of::<u16>();

@@ -1,15 +1,17 @@
 //! What this host lacks for a worker, what the lack costs, and the command that mends it.
 //!
-//! [`report`] reads the kernel's files under `/proc` and `/sys` and gives one [`Finding`] a setting, in a
-//! fixed order. Each finding says what is, what would be better, why, and how to change it and back.
+//! [`report`] reads the kernel's files under `/proc` and `/sys` and gives one [`Finding`] a
+//! setting, in a fixed order. Each finding says what is, what would be better, why, and how to
+//! change it and back.
 //!
 //! Invariants:
 //! * It only reads. Nothing here changes a setting; the commands are for the operator to run.
 //! * Advice is a pure function of [`Readings`], so that every rule is tested on fixtures.
-//! * A file that is absent is never taken for a bad value: the finding says that the kernel does not tell.
+//! * A file that is absent is never taken for a bad value: the finding says that the kernel does
+//!   not tell.
 //!
-//! Who may call it: the command line (`doctor`). Absent: probes that need a socket or a ring. Their owner
-//! runs them and turns the outcome into a finding with [`ring_probe`] or [`offload_probe`].
+//! Who may call it: the command line (`doctor`). Absent: probes that need a socket or a ring. Their
+//! owner runs them and turns the outcome into a finding with [`ring_probe`] or [`offload_probe`].
 
 #![forbid(unsafe_code)]
 

@@ -26,8 +26,8 @@ pub struct Readings {
     pub huge_pages: Option<String>,
     /// `/proc/self/status`, for the allowed cores.
     pub status: Option<String>,
-    /// The processor quota of this process's control group: `cpu.max` of version 2, or quota and period of
-    /// version 1 in the same form.
+    /// The processor quota of this process's control group: `cpu.max` of version 2, or quota and
+    /// period of version 1 in the same form.
     pub cpu_quota: Option<String>,
 }
 

@@ -48,8 +48,8 @@ pub struct AesCost {
 /// Seals and opens datagrams in place on the calling thread and checks each one.
 ///
 /// # Errors
-/// [`ArmError::OutOfBounds`] for the length, [`ArmError::Corrupt`] if an opened datagram is not the one
-/// that was sealed.
+/// [`ArmError::OutOfBounds`] for the length, [`ArmError::Corrupt`] if an opened datagram is not the
+/// one that was sealed.
 pub fn aes_gcm(spec: &AesGcm) -> Result<AesCost, ArmError> {
     ArmError::check(
         "datagram length",

@@ -7,10 +7,11 @@
 //! ```
 //!
 //! `index` names the datagram within the window, `stamp` is the client's clock at the send in
-//! nanoseconds, `proof` is a mix of index and stamp. All numbers are little-endian. Without encryption
-//! the nonce and the tag are carried unused, so both variants move the same bytes.
+//! nanoseconds, `proof` is a mix of index and stamp. All numbers are little-endian. Without
+//! encryption the nonce and the tag are carried unused, so both variants move the same bytes.
 //!
-//! Invariant: one `Codec` seals with one key and a nonce that only grows, so no nonce repeats under a key.
+//! Invariant: one `Codec` seals with one key and a nonce that only grows, so no nonce repeats under
+//! a key.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 
@@ -44,8 +45,8 @@ impl Codec {
         }
     }
 
-    /// A codec over AES-256-GCM with the two fixed keys of the arm: the traffic never leaves this process,
-    /// so the keys protect nothing and only the cost is real.
+    /// A codec over AES-256-GCM with the two fixed keys of the arm: the traffic never leaves this
+    /// process, so the keys protect nothing and only the cost is real.
     pub(super) fn encrypted(end: End) -> Self {
         let (own, peer) = match end {
             End::Client => (0xC1, 0x5E),
@@ -70,7 +71,8 @@ impl Codec {
         opening.open_in_place(nonce, Aad::empty(), sealed).is_ok()
     }
 
-    /// Seals one datagram in place under the next nonce; false only if the cipher refuses the length.
+    /// Seals one datagram in place under the next nonce; false only if the cipher refuses the
+    /// length.
     #[inline]
     pub(super) fn seal(&mut self, datagram: &mut [u8]) -> bool {
         let Some((sealing, counter)) = &mut self.sealing else {
@@ -99,7 +101,8 @@ impl Codec {
 
 /// Writes a whole opened datagram: index, stamp, filler and proof.
 ///
-/// The datagram must hold at least [`DATAGRAM_LEN_MIN`] bytes; the arms check that before they start.
+/// The datagram must hold at least [`DATAGRAM_LEN_MIN`] bytes; the arms check that before they
+/// start.
 pub(super) fn fill(datagram: &mut [u8], index: u64, stamp_ns: u64) {
     let filler = index.to_le_bytes()[0] ^ 0xA5;
     datagram[INDEX_AT..].fill(filler);

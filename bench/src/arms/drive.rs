@@ -1,7 +1,7 @@
 //! Runs a windowed echo over any path: two pinned threads, a window in flight, a checked count.
 //!
-//! The client injects the window once; from then on every checked reply goes straight back out of the
-//! buffer it arrived in, so the window stays full without a queue of its own.
+//! The client injects the window once; from then on every checked reply goes straight back out of
+//! the buffer it arrived in, so the window stays full without a queue of its own.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,9 +19,10 @@ use crate::ring::{self, Usage};
 
 /// Idle turns between two looks at the clock and one offer of the core to others.
 const IDLE_TURNS: u32 = 1024;
-/// Bytes of receive buffer a datagram occupies beyond its payload, generously.
+/// Bytes of receive buffer that one received train occupies beyond its payload, generously.
 const BUFFER_OVERHEAD: usize = 1024;
-const RECEIVE_BUFFER_LEN: usize = 4 << 20;
+/// What the arms ask for; the kernel caps it at net.core.rmem_max.
+pub(super) const RECEIVE_BUFFER_LEN: usize = 4 << 20;
 
 /// One way of moving datagrams; made and used on one thread.
 pub(super) trait EchoPath {
@@ -50,6 +51,7 @@ pub(super) struct Drive {
     pub(super) encrypted: bool,
     pub(super) duration: Duration,
     pub(super) cores: Cores,
+    pub(super) receive_buffer_len: usize,
 }
 
 /// What the threads of one run share.
@@ -69,45 +71,57 @@ impl Drop for StopAtEnd<'_> {
 }
 
 impl Drive {
-    /// Runs the echo. `open` builds a path on the thread that will use it; its second argument is the
-    /// number of trains that end injects.
+    /// Runs the echo, with the window lowered to what the receive buffers hold. `open` builds a
+    /// path on the thread that will use it; its last argument is the number of trains that end
+    /// injects.
     pub(super) fn run<Path: EchoPath>(
         self,
         offload: bool,
-        open: impl Fn(RawFd, usize) -> Result<Path, ArmError> + Sync,
+        open: impl Fn(&Self, RawFd, usize) -> Result<Path, ArmError> + Sync,
     ) -> Result<ArmResult, ArmError> {
-        let (server, server_address) = self.socket(offload)?;
-        let (client, client_address) = self.socket(offload)?;
+        let (server, server_address, granted) = self.socket(offload)?;
+        let (client, client_address, granted_too) = self.socket(offload)?;
         debug_assert_ne!(server_address, client_address);
+        let spec = self.fitted(granted.min(granted_too))?;
         let run = Run {
-            spec: self,
+            spec,
             stop: AtomicBool::new(false),
             start: Instant::now(),
         };
-        let trains = self.window.div_ceil(self.train);
+        let trains = spec.window.div_ceil(spec.train);
         let (ready_sender, ready) = mpsc::channel();
         thread::scope(|scope| {
             let (run, open) = (&run, &open);
             let (server, client) = (server.as_raw_fd(), client.as_raw_fd());
             let served = scope.spawn(move || {
                 let _stop = StopAtEnd(&run.stop);
-                serve(run, &ready_sender, || open(server, 0))
+                serve(run, &ready_sender, || open(&spec, server, 0))
             });
             let measured = scope.spawn(move || {
                 let _stop = StopAtEnd(&run.stop);
                 await_ready(&ready)?;
-                measure(run, server_address, || open(client, trains))
+                measure(run, server_address, || open(&spec, client, trains))
             });
             let measured = measured.join().map_err(|_| ArmError::ThreadLost)?;
             let served = served.join().map_err(|_| ArmError::ThreadLost)?;
-            // The server's error is the cause where both have one: without it the client only stalls.
+            // The server's error is the cause where both have one: without it the client only
+            // stalls.
             let served = served?;
-            Ok(self.result(measured?, served))
+            let mut result = spec.result(measured?, served);
+            if spec.window < self.window {
+                result.details.note = Some(format!(
+                    "the receive buffers hold a window of {}, {} were asked for: raise \
+                    net.core.rmem_max",
+                    spec.window, self.window
+                ));
+            }
+            Ok(result)
         })
     }
 
-    fn socket(&self, offload: bool) -> Result<(Socket, SocketAddrV4), ArmError> {
-        let (socket, address) = loopback_socket()?;
+    /// A socket, its address, and the bytes its receive buffer may hold.
+    fn socket(&self, offload: bool) -> Result<(Socket, SocketAddrV4, usize), ArmError> {
+        let (socket, address) = loopback_socket(self.receive_buffer_len)?;
         if offload {
             ring::allow_receive_offload(socket.as_raw_fd())
                 .map_err(|source| ArmError::kernel("switch on UDP_GRO", source))?;
@@ -115,11 +129,28 @@ impl Drive {
         let granted = socket
             .recv_buffer_size()
             .map_err(|source| ArmError::kernel("read the receive buffer size", source))?;
-        let needed = self.window * (self.datagram_len + BUFFER_OVERHEAD);
-        if needed > granted {
+        Ok((socket, address, granted))
+    }
+
+    /// Lowers the window until all of it fits one receive buffer: what did not fit would be lost,
+    /// and a windowed echo never gets a lost datagram back.
+    fn fitted(self, granted: usize) -> Result<Self, ArmError> {
+        let needed = |train: usize| train * self.datagram_len + BUFFER_OVERHEAD;
+        if needed(1) > granted {
+            let needed = needed(1);
             return Err(ArmError::WindowOverflow { needed, granted });
         }
-        Ok((socket, address))
+        let whole_trains = granted / needed(self.train);
+        let window = match whole_trains {
+            0 => (granted - BUFFER_OVERHEAD) / self.datagram_len,
+            trains => trains * self.train,
+        };
+        let window = window.min(self.window);
+        Ok(Self {
+            window,
+            train: self.train.min(window),
+            ..self
+        })
     }
 
     fn result(&self, measured: Measured, served: Usage) -> ArmResult {
@@ -159,11 +190,14 @@ impl Drive {
 }
 
 /// A UDP socket on loopback, on a port the kernel chose, with a large receive buffer.
-pub(super) fn loopback_socket() -> Result<(Socket, SocketAddrV4), ArmError> {
+pub(super) fn loopback_socket(
+    receive_buffer_len: usize,
+) -> Result<(Socket, SocketAddrV4), ArmError> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)
         .map_err(|source| ArmError::kernel("open a UDP socket", source))?;
-    // The kernel caps the size at net.core.rmem_max without an error; callers read back what they got.
-    let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER_LEN);
+    // The kernel caps the size at net.core.rmem_max without an error; callers read back what they
+    // got.
+    let _ = socket.set_recv_buffer_size(receive_buffer_len);
     let _ = socket.set_send_buffer_size(RECEIVE_BUFFER_LEN);
     let any_port = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
     socket
@@ -205,7 +239,8 @@ pub(super) fn as_f64(count: u64) -> f64 {
 }
 
 fn await_ready(ready: &Receiver<()>) -> Result<(), ArmError> {
-    // The server either says it is ready or drops its end; the wait also ends for a thread that hangs.
+    // The server either says it is ready or drops its end; the wait also ends for a thread that
+    // hangs.
     ready
         .recv_timeout(STALL_LIMIT)
         .map_err(|_| ArmError::Stalled { datagrams: 0 })
@@ -353,8 +388,8 @@ impl Client {
         Ok(())
     }
 
-    /// One train: every datagram is checked; one in 64 is compared byte for byte; the latency of the
-    /// train is that of its first datagram.
+    /// One train: every datagram is checked; one in 64 is compared byte for byte; the latency of
+    /// the train is that of its first datagram.
     #[inline]
     fn take(&mut self, train: &mut [u8], segment_len: usize) -> bool {
         let mut sent_ns = None;
@@ -385,7 +420,8 @@ impl Client {
     }
 }
 
-/// Between turns: nothing while there is work; now and then offers the core to whoever waits for it.
+/// Between turns: nothing while there is work; now and then offers the core to whoever waits for
+/// it.
 fn relax(moved: usize, idle: &mut u32) {
     if moved > 0 {
         *idle = 0;
@@ -405,5 +441,61 @@ pub(super) fn since(before: Usage, after: Usage) -> Usage {
         involuntary_switches: after
             .involuntary_switches
             .saturating_sub(before.involuntary_switches),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::mmsg::BatchPath;
+    use super::*;
+
+    fn drive(datagram_len: usize, window: usize, train: usize) -> Drive {
+        Drive {
+            datagram_len,
+            window,
+            train,
+            encrypted: false,
+            duration: Duration::from_millis(10),
+            cores: Cores::detect().expect("at least one core is allowed"),
+            receive_buffer_len: RECEIVE_BUFFER_LEN,
+        }
+    }
+
+    #[test]
+    fn the_window_is_lowered_to_what_the_buffer_holds() {
+        // Datagram length, window, train, granted bytes; window and train that fit.
+        let table = [
+            (1000, 64, 1, 1 << 20, (64, 1)),
+            (1000, 64, 1, 20_240, (10, 1)),
+            (1000, 64, 16, 40_000, (32, 16)),
+            (1000, 64, 16, 10_000, (8, 8)),
+            (1000, 3, 3, 1 << 20, (3, 3)),
+        ];
+        for (datagram_len, window, train, granted, fits) in table {
+            let fitted = drive(datagram_len, window, train)
+                .fitted(granted)
+                .expect("one fits");
+            assert_eq!((fitted.window, fitted.train), fits, "{window} in {granted}");
+        }
+        assert!(drive(1000, 1, 1).fitted(2000).is_err(), "not one fits");
+    }
+
+    #[test]
+    fn a_small_receive_buffer_lowers_the_window_and_says_so() {
+        let spec = Drive {
+            receive_buffer_len: 32 << 10,
+            ..drive(1400, 512, 1)
+        };
+        let result = spec
+            .run(false, |spec, fd, _| Ok(BatchPath::open(fd, spec)))
+            .expect("a lowered window comes back");
+        assert!(result.details.datagrams > 0);
+        assert!(result.details.window < 512, "{result:?}");
+        assert!(
+            result
+                .details
+                .note
+                .is_some_and(|note| note.contains("512 were asked for"))
+        );
     }
 }

@@ -17,9 +17,9 @@ pub enum ArmError {
         /// The most accepted.
         most: usize,
     },
-    /// The window does not fit the receive buffer the kernel granted; datagrams would be lost.
+    /// Not even one datagram fits the receive buffer the kernel granted.
     WindowOverflow {
-        /// Bytes the window may occupy in the receive buffer.
+        /// Bytes one datagram may occupy in the receive buffer.
         needed: usize,
         /// Bytes the kernel granted.
         granted: usize,
@@ -97,8 +97,8 @@ impl fmt::Display for ArmError {
             ),
             Self::WindowOverflow { needed, granted } => write!(
                 out,
-                "the window may need {needed} bytes of receive buffer and the kernel granted {granted}; \
-                 lower the window or raise net.core.rmem_max"
+                "one datagram may need {needed} bytes of receive buffer and the kernel granted \
+                 {granted}; shorten the datagram or raise net.core.rmem_max"
             ),
             Self::NoCore => write!(
                 out,

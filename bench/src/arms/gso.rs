@@ -1,11 +1,12 @@
-//! The echo of ramjet's own path without its protocol: io_uring, GRO in, GSO out, optional AES-256-GCM.
+//! The echo of ramjet's own path without its protocol: io_uring, GRO in, GSO out, optional
+//! AES-256-GCM.
 
 use std::io;
 use std::net::SocketAddrV4;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
-use super::drive::{Drive, EchoPath};
+use super::drive::{Drive, EchoPath, RECEIVE_BUFFER_LEN};
 use super::mmsg::BatchPath;
 use super::{
     ArmError, ArmResult, Cores, DATAGRAM_LEN_MAX, DATAGRAM_LEN_MIN, TRAIN_MAX, WINDOW_MAX,
@@ -15,7 +16,8 @@ use crate::ring::EchoRing;
 /// What [`gso_echo`] runs.
 #[derive(Clone, Debug)]
 pub struct GsoEcho {
-    /// Length of a datagram, in bytes of UDP payload, from [`DATAGRAM_LEN_MIN`] to [`DATAGRAM_LEN_MAX`].
+    /// Length of a datagram, in bytes of UDP payload, from [`DATAGRAM_LEN_MIN`] to
+    /// [`DATAGRAM_LEN_MAX`].
     pub datagram_len: usize,
     /// Datagrams kept in flight, from 1 to [`WINDOW_MAX`].
     pub window: usize,
@@ -67,28 +69,36 @@ impl GsoEcho {
             encrypted: self.encrypted,
             duration: self.duration,
             cores: self.cores.map_or_else(Cores::detect, Ok)?,
+            receive_buffer_len: RECEIVE_BUFFER_LEN,
         })
     }
 }
 
-/// Echoes a window of datagrams through io_uring at both ends: multishot receives into a provided buffer
-/// ring with `UDP_GRO`, sends with `UDP_SEGMENT` out of the buffer the train arrived in, spinning.
+/// Echoes a window of datagrams through io_uring at both ends: multishot receives into a provided
+/// buffer ring with `UDP_GRO`, sends with `UDP_SEGMENT` out of the buffer the train arrived in,
+/// spinning.
 ///
-/// Where io_uring is not available the same window runs over `recvmmsg` and `sendmmsg`, and the result's
-/// `path` and `note` say so.
+/// Where io_uring is not available the same window runs over `recvmmsg` and `sendmmsg`, and the
+/// result's `path` and `note` say so.
 ///
 /// # Errors
 /// [`ArmError`]: a parameter out of bounds, a refusal of the kernel, a stalled or corrupt run.
 pub fn gso_echo(spec: &GsoEcho) -> Result<ArmResult, ArmError> {
     let drive = spec.check()?;
-    let mut result = match drive.run(true, |fd, trains| RingPath::open(fd, trains, &drive)) {
+    let mut result = match drive.run(true, |spec, fd, trains| RingPath::open(fd, trains, spec)) {
         Err(ArmError::RingUnavailable { what, source }) => {
             let plain = Drive { train: 1, ..drive };
-            let mut result = plain.run(false, |fd, _| Ok(BatchPath::open(fd, &plain)))?;
+            let mut result = plain.run(false, |spec, fd, _| Ok(BatchPath::open(fd, spec)))?;
             result.details.path = String::from(BatchPath::NAME);
-            result.details.note = Some(format!(
-                "io_uring is not available (could not {what}: {source}); recvmmsg and sendmmsg stood in"
-            ));
+            let stand_in = format!(
+                "io_uring is not available (could not {what}: {source}); recvmmsg and sendmmsg \
+                stood in"
+            );
+            let lowered = result.details.note.take();
+            result.details.note = Some(match lowered {
+                Some(lowered) => format!("{stand_in}; {lowered}"),
+                None => stand_in,
+            });
             result
         }
         other => {
@@ -100,7 +110,7 @@ pub fn gso_echo(spec: &GsoEcho) -> Result<ArmResult, ArmError> {
     result.name = format!(
         "gso_echo {} B x {}, train {}{}",
         spec.datagram_len,
-        spec.window,
+        result.details.window,
         result.details.train,
         if spec.encrypted { ", AES-256-GCM" } else { "" }
     );

@@ -5,7 +5,7 @@ use std::net::SocketAddrV4;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
-use super::drive::{Drive, EchoPath};
+use super::drive::{Drive, EchoPath, RECEIVE_BUFFER_LEN};
 use super::{ArmError, ArmResult, Cores, DATAGRAM_LEN_MAX, DATAGRAM_LEN_MIN, Payload, WINDOW_MAX};
 use crate::ring::DatagramBatch;
 
@@ -61,10 +61,14 @@ pub fn mmsg_echo(spec: &MmsgEcho) -> Result<ArmResult, ArmError> {
         encrypted: spec.encrypted,
         duration: spec.duration,
         cores: spec.cores.map_or_else(Cores::detect, Ok)?,
+        receive_buffer_len: RECEIVE_BUFFER_LEN,
     };
-    let mut result = drive.run(false, |fd, _| Ok(BatchPath::open(fd, &drive)))?;
+    let mut result = drive.run(false, |spec, fd, _| Ok(BatchPath::open(fd, spec)))?;
     let cipher = if spec.encrypted { ", AES-256-GCM" } else { "" };
-    result.name = format!("mmsg_echo {datagram_len} B x {}{cipher}", spec.window);
+    result.name = format!(
+        "mmsg_echo {datagram_len} B x {}{cipher}",
+        result.details.window
+    );
     result.details.path = String::from(BatchPath::NAME);
     Ok(result)
 }

@@ -1,7 +1,7 @@
 //! Control arms: the same path without ramjet.
 //!
-//! Each arm pins a server thread to one core and a client thread to another, joins them over loopback
-//! UDP on ports the kernel chose, and runs for a bounded time.
+//! Each arm pins a server thread to one core and a client thread to another, joins them over
+//! loopback UDP on ports the kernel chose, and runs for a bounded time.
 //!
 //! ```text
 //!   client core                         server core
@@ -15,12 +15,12 @@
 //! |---|---|
 //! | [`udp_round_trip`] | what one datagram there and back costs when nothing else is in flight |
 //! | [`mmsg_echo`] | what `recvmmsg` and `sendmmsg` carry with a window in flight |
-//! | [`gso_echo`] | what io_uring with GRO in and GSO out carries, plain or with AES-256-GCM at both ends |
+//! | [`gso_echo`] | what io_uring with GRO in and GSO out carries, plain or encrypted |
 //! | [`aes_gcm`] | what sealing and opening cost with no network at all |
 //!
-//! Invariants: an arm ends within its warm-up plus its duration plus [`STALL_LIMIT`]; every datagram
-//! counted has been checked by the client; a loopback client also pays for the server's receive path
-//! (the sender's core runs it), so a rate here charges both ends.
+//! Invariants: an arm ends within its warm-up plus its duration plus [`STALL_LIMIT`]; every
+//! datagram counted has been checked by the client; a loopback client also pays for the server's
+//! receive path (the sender's core runs it), so a rate here charges both ends.
 //!
 //! Absent: ramjet's own code, and any choice of which figure is good enough.
 
@@ -45,7 +45,8 @@ use serde::Serialize;
 /// How long an arm waits for the next datagram before it gives the run up as stalled.
 pub const STALL_LIMIT: Duration = Duration::from_secs(2);
 
-/// Warm-up before counting starts: page faults, cold caches and the first wake-ups stay out of the figure.
+/// Warm-up before counting starts: page faults, cold caches and the first wake-ups stay out of the
+/// figure.
 pub const WARM_UP: Duration = Duration::from_millis(20);
 
 /// Shortest datagram of a windowed echo: nonce, index, time stamp, proof word and tag, in bytes.
@@ -104,7 +105,8 @@ pub struct Cores {
 }
 
 impl Cores {
-    /// The first and the last core this process may use; the same one twice where there is only one.
+    /// The first and the last core this process may use; the same one twice where there is only
+    /// one.
     ///
     /// # Errors
     /// The kernel's refusal to name the allowed cores.
@@ -125,8 +127,8 @@ pub struct ArmResult {
     pub name: String,
     /// Datagrams there and back, per second of the measured interval.
     pub per_s: f64,
-    /// Median of the time from send to checked reply, in microseconds. In a windowed arm it includes the
-    /// queue the window itself makes.
+    /// Median of the time from send to checked reply, in microseconds. In a windowed arm it
+    /// includes the queue the window itself makes.
     pub p50_us: f64,
     /// 99th percentile of the same.
     pub p99_us: f64,
@@ -137,7 +139,8 @@ pub struct ArmResult {
 /// What stands behind the figures of an [`ArmResult`].
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ArmDetails {
-    /// Kernel interface that carried the datagrams, such as `io_uring multishot recvmsg, GRO in, GSO out`.
+    /// Kernel interface that carried the datagrams, such as `io_uring multishot recvmsg, GRO in,
+    /// GSO out`.
     pub path: String,
     /// Whether every datagram was opened and sealed at both ends.
     pub encrypted: bool,
@@ -151,7 +154,8 @@ pub struct ArmDetails {
     pub datagrams: u64,
     /// Length of the measured interval, in nanoseconds.
     pub elapsed_ns: u64,
-    /// Replies that did not prove to be what was sent. An arm with any is an error, so this is zero.
+    /// Replies that did not prove to be what was sent. An arm with any is an error, so this is
+    /// zero.
     pub corrupt: u64,
     /// Calls into the kernel made by the client, warm-up included.
     pub client_syscalls: u64,

@@ -5,7 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use std::{hint, io, thread};
 
-use super::drive::{StopAtEnd, as_f64, histogram, loopback_socket, nanos, pin, quantile_us, since};
+use super::drive::{
+    RECEIVE_BUFFER_LEN, StopAtEnd, as_f64, histogram, loopback_socket, nanos, pin, quantile_us,
+    since,
+};
 use super::{
     ArmDetails, ArmError, ArmResult, Cores, DATAGRAM_LEN_MAX, Payload, STALL_LIMIT, WARM_UP,
     WaitMode,
@@ -43,7 +46,8 @@ impl RoundTrip {
     }
 }
 
-/// Sends one datagram, waits for its echo, checks every byte of it, and so on until the time is over.
+/// Sends one datagram, waits for its echo, checks every byte of it, and so on until the time is
+/// over.
 ///
 /// # Errors
 /// [`ArmError`]: a length out of bounds, a refusal of the kernel, a stalled or corrupt run.
@@ -72,8 +76,8 @@ pub fn udp_round_trip(spec: &RoundTrip) -> Result<ArmResult, ArmError> {
 }
 
 fn connected_pair(mode: WaitMode) -> Result<(UdpSocket, UdpSocket), ArmError> {
-    let (server, server_address) = loopback_socket()?;
-    let (client, client_address) = loopback_socket()?;
+    let (server, server_address) = loopback_socket(RECEIVE_BUFFER_LEN)?;
+    let (client, client_address) = loopback_socket(RECEIVE_BUFFER_LEN)?;
     let (server, client) = (UdpSocket::from(server), UdpSocket::from(client));
     let configure = |socket: &UdpSocket| match mode {
         WaitMode::Spinning => socket.set_nonblocking(true),

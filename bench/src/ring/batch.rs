@@ -1,7 +1,8 @@
 //! `recvmmsg` and `sendmmsg`: the echo without io_uring.
 //!
-//! Invariant: headers, parts, names and buffers are boxed once and never resized, so the pointers between
-//! them hold wherever the struct moves. Growing one would leave the headers pointing at freed memory.
+//! Invariant: headers, parts, names and buffers are boxed once and never resized, so the pointers
+//! between them hold wherever the struct moves. Growing one would leave the headers pointing at
+//! freed memory.
 
 use std::net::SocketAddrV4;
 use std::os::fd::RawFd;
@@ -21,7 +22,8 @@ pub(crate) struct DatagramBatch {
 }
 
 impl DatagramBatch {
-    /// Buffers for `count` datagrams of at most `datagram_len` bytes over `fd`, which must stay open.
+    /// Buffers for `count` datagrams of at most `datagram_len` bytes over `fd`, which must stay
+    /// open.
     pub(crate) fn new(fd: RawFd, count: usize, datagram_len: usize) -> Self {
         let stride = datagram_len.next_multiple_of(CACHE_LINE);
         let mut batch = Self {
@@ -60,8 +62,8 @@ impl DatagramBatch {
         batch
     }
 
-    /// Receives what is there, without waiting, hands each datagram to `work`, and sends back the leading
-    /// run of datagrams that `work` keeps (true); it stops at the first one refused.
+    /// Receives what is there, without waiting, hands each datagram to `work`, and sends back the
+    /// leading run of datagrams that `work` keeps (true); it stops at the first one refused.
     ///
     /// # Errors
     /// The kernel's refusal of either call.
@@ -75,8 +77,8 @@ impl DatagramBatch {
         }
         self.syscalls += 1;
         let count = libc::c_uint::try_from(self.headers.len()).unwrap_or(libc::c_uint::MAX);
-        // SAFETY: `headers` holds `count` headers whose parts and names point into boxes of this struct that
-        // never move; no timeout is passed.
+        // SAFETY: `headers` holds `count` headers whose parts and names point into boxes of this
+        // struct that never move; no timeout is passed.
         let received = unsafe {
             libc::recvmmsg(
                 self.fd,
@@ -147,8 +149,8 @@ impl DatagramBatch {
         while sent < count {
             self.syscalls += 1;
             let left = libc::c_uint::try_from(count - sent).unwrap_or(libc::c_uint::MAX);
-            // SAFETY: `sent < count <= headers.len()`, so the pointer and the `left` headers after it are
-            // inside the box, and their parts hold `iov_len` bytes of this struct's buffers.
+            // SAFETY: `sent < count <= headers.len()`, so the pointer and the `left` headers after
+            // it are inside the box, and their parts hold `iov_len` bytes of this struct's buffers.
             let result =
                 unsafe { libc::sendmmsg(self.fd, self.headers.as_mut_ptr().add(sent), left, 0) };
             match usize::try_from(result) {

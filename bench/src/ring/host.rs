@@ -26,7 +26,8 @@ pub(crate) fn process_usage() -> Usage {
 pub(crate) fn allowed_cores() -> io::Result<Vec<usize>> {
     // SAFETY: `cpu_set_t` is a bit array, for which zero (no core) is a value.
     let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
-    // SAFETY: the kernel writes at most `size_of::<cpu_set_t>()` bytes into `set`; process 0 is the caller.
+    // SAFETY: the kernel writes at most `size_of::<cpu_set_t>()` bytes into `set`; process 0 is the
+    // caller.
     let result = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set) };
     if result != 0 {
         return Err(io::Error::last_os_error());
@@ -45,8 +46,8 @@ pub(crate) fn pin_to_core(core: usize) -> io::Result<()> {
     }
     // SAFETY: `cpu_set_t` is a bit array, for which zero (no core) is a value.
     let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
-    // SAFETY: `core` is below `CPU_SETSIZE` by the check above; thread 0 is the caller and the set outlives
-    // the call.
+    // SAFETY: `core` is below `CPU_SETSIZE` by the check above; thread 0 is the caller and the set
+    // outlives the call.
     let result = unsafe {
         libc::CPU_SET(core, &mut set);
         libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set)
@@ -82,8 +83,8 @@ pub(crate) fn allow_receive_offload(fd: RawFd) -> io::Result<()> {
 fn usage(who: libc::c_int) -> Usage {
     // SAFETY: `rusage` is plain numbers, for which zero is a value.
     let mut used: libc::rusage = unsafe { mem::zeroed() };
-    // SAFETY: the kernel writes one `rusage` into `used`; with a known `who` and a valid pointer the call
-    // cannot fail, and a failure would leave zeros.
+    // SAFETY: the kernel writes one `rusage` into `used`; with a known `who` and a valid pointer
+    // the call cannot fail, and a failure would leave zeros.
     unsafe { libc::getrusage(who, &raw mut used) };
     Usage {
         cpu_ns: time_ns(used.ru_utime) + time_ns(used.ru_stime),

@@ -8,18 +8,18 @@ const MEMORY_LOCK_BETTER: u64 = 64 << 20;
 /// Sockets, rings, logs and a connection to every peer's registry link.
 const OPEN_FILES_BETTER: u64 = 4096;
 
-const MEMORY_LOCK_WHY: &str = "rings and registered buffers count against locked memory; over the limit the \
-                               ring is refused at start";
-const OPEN_FILES_WHY: &str = "every connection of the registry and every local client takes one; over the \
-                              limit new ones are refused";
-const CORES_WHY: &str = "a worker that spins takes a core for itself; control, the kernel and the requester \
-                         need another";
-const QUOTA_WHY: &str = "a group over its quota is stopped for the rest of the period, which shows as a tail \
-                         of tens of milliseconds";
+const MEMORY_LOCK_WHY: &str = "rings and registered buffers count against locked memory; over the \
+                               limit the ring is refused at start";
+const OPEN_FILES_WHY: &str = "every connection of the registry and every local client takes one; \
+                              over the limit new ones are refused";
+const CORES_WHY: &str = "a worker that spins takes a core for itself; control, the kernel and the \
+                         requester need another";
+const QUOTA_WHY: &str = "a group over its quota is stopped for the rest of the period, which \
+                         shows as a tail of tens of milliseconds";
 const GOVERNOR_WHY: &str =
     "any other governor lowers the clock between bursts and pays for it at the next";
-const CLOCK_WHY: &str = "a worker reads the clock every turn; tsc and kvm-clock are read in about 20 ns, hpet \
-                         and acpi_pm in a microsecond or more";
+const CLOCK_WHY: &str = "a worker reads the clock every turn; tsc and kvm-clock are read in about \
+                         20 ns, hpet and acpi_pm in a microsecond or more";
 const PAGES_WHY: &str =
     "buffers on 2 MiB pages miss the translation cache less often; a few percent";
 
@@ -143,7 +143,8 @@ pub(crate) fn huge_pages(readings: &Readings) -> Finding {
     }
 }
 
-/// A soft limit against its better value; `change` is the unit's line and the shell's `ulimit` option.
+/// A soft limit against its better value; `change` is the unit's line and the shell's `ulimit`
+/// option.
 fn limit(
     readings: &Readings,
     (id, name): (&'static str, &str),

@@ -5,10 +5,11 @@ use crate::{Finding, Readings, Severity};
 /// Oldest release with `SINGLE_ISSUER`, `DEFER_TASKRUN` and multishot receives: 6.0 and 6.1.
 const RELEASE_MIN: (u32, u32) = (6, 1);
 
-const RELEASE_WHY: &str = "a worker's ring needs multishot receives and deferred task work; without them the \
-                           mmsg backend carries the traffic at about the rate of plain batching";
-const RING_WHY: &str = "io_uring carries a worker's datagrams; without it the mmsg backend does, with more \
-                        calls into the kernel for each task";
+const RELEASE_WHY: &str = "a worker's ring needs multishot receives and deferred task work; \
+                           without them the mmsg backend carries the traffic at about the rate of \
+                           plain batching";
+const RING_WHY: &str = "io_uring carries a worker's datagrams; without it the mmsg backend does, \
+                        with more calls into the kernel for each task";
 
 pub(crate) fn release(readings: &Readings) -> Finding {
     let id = "kernel";
@@ -84,8 +85,8 @@ pub fn ring_probe(outcome: &Result<(), String>) -> Finding {
             Severity::Problem,
             id,
             format!("a ring with the worker's options is refused: {reason}"),
-            "a ring that can be built: look at kernel.io_uring_disabled and at the seccomp filter of the \
-             container or unit",
+            "a ring that can be built: look at kernel.io_uring_disabled and at the seccomp filter \
+             of the container or unit",
             RING_WHY,
         ),
     }

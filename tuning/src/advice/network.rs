@@ -8,10 +8,10 @@ const BUFFER_BETTER: u64 = 4 << 20;
 /// Below this a full turn of a worker overflows its socket.
 const BUFFER_MIN: u64 = 1 << 20;
 
-const BUFFER_WHY: &str = "the kernel cuts a socket buffer to this size; the usual 212,992 bytes hold fewer \
-                          than a hundred full datagrams, and what does not fit is lost";
-const OFFLOAD_WHY: &str = "one call then carries up to 64 datagrams of one peer; it is the largest single \
-                           gain for UDP";
+const BUFFER_WHY: &str = "the kernel cuts a socket buffer to this size; the usual 212,992 bytes \
+                          hold fewer than a hundred full datagrams, and what does not fit is lost";
+const OFFLOAD_WHY: &str = "one call then carries up to 64 datagrams of one peer; it is the \
+                           largest single gain for UDP";
 
 pub(crate) fn receive_buffer(readings: &Readings) -> Finding {
     buffer("rmem_max", readings.rmem_max.as_deref())
@@ -21,7 +21,8 @@ pub(crate) fn send_buffer(readings: &Readings) -> Finding {
     buffer("wmem_max", readings.wmem_max.as_deref())
 }
 
-/// Turns the outcome of sending and receiving a real train into a finding; the caller owns the probe.
+/// Turns the outcome of sending and receiving a real train into a finding; the caller owns the
+/// probe.
 #[must_use]
 pub fn offload_probe(outcome: &Result<(), String>) -> Finding {
     let id = "udp_offload";
@@ -35,7 +36,8 @@ pub fn offload_probe(outcome: &Result<(), String>) -> Finding {
             Severity::Advice,
             id,
             format!("segmented sends or coalesced receives fail: {reason}"),
-            "a kernel and interface with UDP_SEGMENT and UDP_GRO (ethtool -k shows tx-udp-segmentation)",
+            "a kernel and interface with UDP_SEGMENT and UDP_GRO (ethtool -k shows \
+            tx-udp-segmentation)",
             OFFLOAD_WHY,
         ),
     }
