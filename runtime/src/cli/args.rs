@@ -78,6 +78,8 @@ pub enum Command {
     Engagements(EngagementsArgs),
     /// Measure this machine and this build
     Bench(BenchArgs),
+    /// Say what this host lacks, what it costs, and the command that mends it
+    Doctor,
 }
 
 /// `ramjet demo`.
@@ -562,6 +564,7 @@ impl Cli {
                 BenchCommand::Tasks(run) | BenchCommand::Latency(run) => run.threads.layer(common),
                 BenchCommand::Limits(_) => common,
             },
+            Command::Doctor => common,
         }
     }
 }

@@ -7,7 +7,7 @@
 //! | [`host`], [`market`], [`access`] | what starts from settings; the registry inside; whom to ask |
 //! | [`identity_file`], [`signals`], [`notify`] | key file, signals, systemd |
 //! | [`text`], [`jobs`], [`printer`], [`engage`] | lines, what is sent, answers in order, the timeline |
-//! | one file a command | `demo`, `up`, `registry`, `node`, `resolve`, `submit`, `polo`, `status`, `engagements`, `bench` |
+//! | one file a command | `demo`, `up`, `registry`, `node`, `resolve`, `submit`, `polo`, `status`, `engagements`, `bench`, `doctor` |
 //!
 //! Invariants: standard output holds data and nothing else; every failure names what to do next and
 //! ends in one of the exit codes of [`exit`]. Absent: protocol. The command line calls the public
@@ -17,6 +17,7 @@ pub mod access;
 pub mod args;
 mod bench;
 mod demo;
+mod doctor;
 pub mod engage;
 mod engagements;
 pub mod exit;
@@ -150,5 +151,6 @@ fn dispatch(cli: &Cli, settings: &Settings, output: &mut Output) -> Result<Exit,
         Command::Status(_) => status::run(settings, output),
         Command::Engagements(args) => engagements::run(args, settings, output),
         Command::Bench(args) => bench::run(args, settings, output),
+        Command::Doctor => doctor::run(output),
     }
 }

@@ -445,13 +445,14 @@ mod tests {
 
     #[test]
     fn an_error_names_place_value_and_bound() {
-        let table: [(Layer, &[(&str, &str)], &str, &str); 3] = [
-            (typed(WORKERS, "0"), &[], "", "--workers: \"0\" is no whole number from 1 to 64"),
-            (Layer::default(), &[("RAMJET_WORKERS", "many")], "", "RAMJET_WORKERS: \"many\" is no"),
-            (Layer::default(), &[], "workers = 65", "workers in ramjet.toml: \"65\" is no whole"),
+        let none = Layer::default;
+        let table = [
+            (resolve(typed(WORKERS, "0"), &[], ""), "--workers: \"0\" is no whole number from 1 to 64"),
+            (resolve(none(), &[("RAMJET_WORKERS", "many")], ""), "RAMJET_WORKERS: \"many\" is no"),
+            (resolve(none(), &[], "workers = 65"), "workers in ramjet.toml: \"65\" is no whole"),
         ];
-        for (flags, environment, file, expected) in table {
-            let settings = resolve(flags, environment, file).expect("known keys");
+        for (settings, expected) in table {
+            let settings = settings.expect("known keys");
             let error = settings.number(WORKERS, 1..=64).expect_err("out of range");
             assert!(error.message.starts_with(expected), "{}", error.message);
             assert_eq!(error.exit, super::super::exit::Exit::Usage);

@@ -265,8 +265,7 @@ impl Submission<'_> {
         let ran =
             self.engage(requester, vec![0], &flow, printer, crossbeam::channel::never())?;
         let answer = batches.try_iter().find_map(|batch| {
-            let answer = batch.iter().next().map(|(_, what, bytes)| (what, bytes.to_vec()));
-            answer
+            batch.iter().next().map(|(_, what, bytes)| (what, bytes.to_vec()))
         });
         let mut object = self.object(&ran);
         if let Some((collected, bytes)) = &answer {
@@ -475,21 +474,21 @@ mod tests {
     #[test]
     fn a_wrong_argument_is_named_before_anything_starts() {
         use clap::Parser;
-        let check = |line: &str| {
+        let checked = |line: &str| {
             let cli = super::super::args::Cli::try_parse_from(line.split_whitespace());
             let super::super::args::Command::Submit(args) = cli.expect("parses").command else {
                 panic!("submit");
             };
-            super::check(&args).map_err(|failure| failure.message)
+            check(&args).map_err(|failure| failure.message)
         };
         let line = "ramjet submit --data x --skill";
-        assert_eq!(check(&format!("{line} echo")), Ok(()));
+        assert_eq!(checked(&format!("{line} echo")), Ok(()));
         for (arguments, expected) in [
             ("Echo", "--skill: Echo must be 1 to 64 bytes of [a-z0-9._-]"),
             ("echo --timeout 2days", "--timeout: 2days is more than 86400 s"),
             ("echo --accept-timeout 6m", "--accept-timeout: 6m is more than 300000 ms"),
         ] {
-            assert_eq!(check(&format!("{line} {arguments}")), Err(expected.to_owned()));
+            assert_eq!(checked(&format!("{line} {arguments}")), Err(expected.to_owned()));
         }
     }
 }
