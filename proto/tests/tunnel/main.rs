@@ -1,0 +1,4 @@
+//! The tunnel, from outside: two peers on a virtual clock.
+
+mod pair;
+mod scenarios;
