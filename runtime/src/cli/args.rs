@@ -297,7 +297,7 @@ pub struct UpArgs {
     /// TCP address of the registry [default: 127.0.0.1:9000]
     #[arg(long, value_name = "ADDR")]
     pub registry_listen: Option<String>,
-    /// UDP address of the registry's beacon [default: 127.0.0.1:9001]
+    /// UDP address of the registry's beacon, or none [default: 127.0.0.1:9001]
     #[arg(long, value_name = "ADDR")]
     pub registry_beacon: Option<String>,
     /// How the registry runs
@@ -318,13 +318,12 @@ pub struct UpArgs {
 #[derive(Debug, Args)]
 pub struct RegistryArgs {
     /// TCP address [default: 127.0.0.1:9000]
-    #[arg(long = "listen", value_name = "ADDR")]
-    pub registry_listen: Option<String>,
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<String>,
     /// UDP address of the beacon, or none [default: 127.0.0.1:9001]
-    #[arg(long = "beacon", value_name = "ADDR")]
-    pub registry_beacon: Option<String>,
-    /// Folder of its log, below it in `registry` [default: $STATE_DIRECTORY, else
-    /// ~/.local/state/ramjet]
+    #[arg(long, value_name = "ADDR")]
+    pub beacon: Option<String>,
+    /// Folder of its log [default: $STATE_DIRECTORY, else ~/.local/state/ramjet/registry]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub state: Option<String>,
     /// How it runs
@@ -542,8 +541,8 @@ impl Cli {
             }
             Command::Registry(registry) => registry.rules.layer(
                 common
-                    .set(s::REGISTRY_LISTEN, &registry.registry_listen)
-                    .set(s::REGISTRY_BEACON, &registry.registry_beacon)
+                    .set(s::LISTEN, &registry.listen)
+                    .set(s::BEACON, &registry.beacon)
                     .set(s::STATE, &registry.state),
             ),
             Command::Node(node) => {
@@ -598,8 +597,11 @@ mod tests {
         assert_eq!(settings.texts(s::CAPABILITY), ["model=m"]);
         let registry = parse("ramjet registry --listen 127.0.0.1:2 --beacon none").expect("valid");
         let settings = Settings::resolve(registry.layer(), [], None).expect("no other source");
-        assert_eq!(settings.text(s::REGISTRY_LISTEN).as_deref(), Some("127.0.0.1:2"));
-        assert_eq!(settings.text(s::REGISTRY_BEACON).as_deref(), Some("none"));
+        assert_eq!(settings.text(s::LISTEN).as_deref(), Some("127.0.0.1:2"));
+        assert_eq!(settings.text(s::BEACON).as_deref(), Some("none"));
+        let up = parse("ramjet up --registry-listen 127.0.0.1:3").expect("valid");
+        let settings = Settings::resolve(up.layer(), [], None).expect("no other source");
+        assert_eq!(settings.text(s::REGISTRY_LISTEN).as_deref(), Some("127.0.0.1:3"));
         assert!(!settings.is_set(s::LISTEN));
     }
 

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use ramjet_proto::identity::{Identity, PublicKey};
@@ -27,7 +27,7 @@ pub const BEACON_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCA
 pub const SOCKET_FILE: &str = "ramjet.sock";
 /// Name of the socket of the requester that `up` runs beside its worker.
 pub const REQUESTER_SOCKET_FILE: &str = "requester.sock";
-/// Folder of the registry's log in a state folder.
+/// Folder of the registry's log in a state folder that it shares.
 pub const REGISTRY_FOLDER: &str = "registry";
 /// Longest path of a Unix socket: `sun_path` less its final zero.
 const SOCKET_PATH_LEN_MAX: usize = 107;
@@ -350,18 +350,10 @@ pub fn credentials() -> Option<PathBuf> {
     std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)
 }
 
-/// Folder of the registry's log, created if missing.
-///
-/// # Errors
-/// If it cannot be created.
-pub fn registry_folder(state: &Path) -> Result<PathBuf, Failure> {
-    let folder = state.join(REGISTRY_FOLDER);
-    super::identity_file::create_folder(&folder)?;
-    Ok(folder)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::super::settings::Layer;
     use super::*;
 

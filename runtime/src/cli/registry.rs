@@ -5,15 +5,21 @@
 use serde_json::json;
 
 use super::exit::{Exit, Failure};
+use super::host;
 use super::market;
 use super::notify::{READY, STOPPING, notify};
 use super::output::Output;
-use super::settings::Settings;
+use super::settings::{self as s, Settings};
 use super::signals::Signals;
 
 pub(super) fn run(settings: &Settings, output: &mut Output) -> Result<Exit, Failure> {
     let signals = Signals::install()?;
-    let registry = market::start_from(settings)?;
+    // A folder that was named is the registry's alone; the user's own is shared with a node.
+    let folder = match settings.path(s::STATE) {
+        Some(folder) => folder,
+        None => host::state_folder(settings)?.join(host::REGISTRY_FOLDER),
+    };
+    let registry = market::start_from(settings, market::ALONE, folder)?;
     let beacon = registry.beacon_addr();
     output.say(&format!(
         "ready registry listen={} beacon={} public_key={}",

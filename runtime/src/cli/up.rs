@@ -49,7 +49,7 @@ pub(super) fn run(
     let (requester_identity, _) =
         identity_file::load_or_create(&state.join(REQUESTER_IDENTITY_FILE))?;
     // Both nodes are described before anything starts, so that a wrong setting starts nothing.
-    let listen = market::listen_address(settings)?;
+    let listen = market::listen_address(settings, market::BESIDE_A_NODE)?;
     let mut worker = host::serving_node(settings, listen, identity, &DEFAULTS)?;
     let mut requester =
         host::bare_node(listen, requester_identity, requester_threads(worker.io));
@@ -57,7 +57,7 @@ pub(super) fn run(
     requester.state = Some(state.join(REQUESTER_FOLDER));
     identity_file::create_folder(&state.join(REQUESTER_FOLDER))?;
 
-    let registry = market::start_from(settings)?;
+    let registry = market::start_from(settings, market::BESIDE_A_NODE, state.join(host::REGISTRY_FOLDER))?;
     for config in [&mut worker, &mut requester] {
         config.registry = reachable(registry.tcp_addr());
         config.registry_key = Some(registry.public_key());
