@@ -1,17 +1,22 @@
 //! A running node: its workers, its control thread, and the one handle to both.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam::channel::Receiver;
 use ramjet_proto::identity::Identity;
 use ramjet_proto::ids::{EngagementId, NodeId, OfferId};
-use ramjet_proto::market::message::{Diagnosis, Refusal, Settlement};
+use ramjet_proto::market::message::{
+    Diagnosis, EngagementRow, Query, Refusal, Settlement, Standing, WorkerRow,
+};
 use ramjet_proto::market::{Filter, Gate};
 
-use crate::control::vocabulary::{CloseReason, Totals};
+use crate::control::ControlTimings;
+use crate::control::vocabulary::{CloseReason, Histograms, Totals};
 use crate::handler::Skill;
 use crate::job::Job;
 use crate::worker::{Idle, IoKind};
@@ -173,7 +178,7 @@ pub enum EngageOutcome {
 }
 
 /// What a node says of itself.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Status {
     /// Its number, once registered.
     pub node: NodeId,
@@ -192,7 +197,7 @@ pub struct Status {
     /// Its skills.
     pub skills: Vec<String>,
     /// Worker threads, their backend and idle policy.
-    pub workers: (usize, &'static str, &'static str),
+    pub workers: (usize, Cow<'static, str>, Cow<'static, str>),
     /// Seconds since it started.
     pub uptime_s: u64,
     /// Receipts that wait to be settled.
@@ -207,12 +212,12 @@ pub struct Status {
 }
 
 /// One running engagement of a node.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct EngagementStatus {
     /// Its number.
     pub engagement: EngagementId,
     /// `requester` or `worker`.
-    pub side: &'static str,
+    pub side: Cow<'static, str>,
     /// The other end.
     pub peer: NodeId,
     /// Its skill.
@@ -223,11 +228,6 @@ pub struct EngagementStatus {
     pub accepted: u64,
     /// The newest receipt with both signatures: 0 if none.
     pub k: u32,
-}
-
-/// A running node. Dropping it does not stop it; [`Node::shutdown`] does.
-pub struct Node {
-    pub(crate) control: crate::control::ControlHandle,
 }
 
 /// Why a node could not start, or a question could not be answered: the thing, the value, and what
@@ -243,6 +243,157 @@ impl std::fmt::Display for NodeError {
 
 impl std::error::Error for NodeError {}
 
-/// How an offer was identified and its events are received.
+/// Where the events of an engagement arrive; the last is always [`EngageEvent::Ended`]. Dropping it
+/// does not end the engagement.
 pub type Engagement = Receiver<EngageEvent>;
 
+/// A running node. Dropping it does not stop it; [`Node::shutdown`] does.
+///
+/// Every method may be called from any thread, blocks for at most
+/// [`ControlTimings::ask`] (except [`Node::shutdown`]), and never touches the path of a task.
+pub struct Node {
+    pub(crate) control: crate::control::ControlHandle,
+}
+
+impl Node {
+    /// Binds the tunnel, starts the control thread, registers, and starts the workers.
+    ///
+    /// # Errors
+    /// A field of `config` out of its range, an address that cannot be bound, a state directory
+    /// that cannot be used, or a registry that did not register the node within
+    /// [`ControlTimings::start`], by its address and what it said. Nothing runs afterwards.
+    pub fn start(config: NodeConfig) -> Result<Node, NodeError> {
+        Node::start_with(config, ControlTimings::default())
+    }
+
+    /// [`Node::start`] with other timings.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub fn start_with(config: NodeConfig, timings: ControlTimings) -> Result<Node, NodeError> {
+        let node = Node::start_waiting_with(config, timings)?;
+        match node.wait_registered(timings.start) {
+            Ok(_) => Ok(node),
+            Err(error) => {
+                // The registration is what failed; how the rest stopped adds nothing to it.
+                let _ = node.shutdown();
+                Err(error)
+            }
+        }
+    }
+
+    /// As [`Node::start`], but returns as soon as the control thread runs and goes on trying to
+    /// register in the background, without an end: for services that start before their registry.
+    ///
+    /// # Errors
+    /// As [`Node::start`], except for the registry's.
+    pub fn start_waiting(config: NodeConfig) -> Result<Node, NodeError> {
+        Node::start_waiting_with(config, ControlTimings::default())
+    }
+
+    /// [`Node::start_waiting`] with other timings.
+    ///
+    /// # Errors
+    /// As [`Node::start_waiting`].
+    pub fn start_waiting_with(
+        config: NodeConfig,
+        timings: ControlTimings,
+    ) -> Result<Node, NodeError> {
+        Ok(Node { control: crate::control::start(config, timings)? })
+    }
+
+    /// Waits until the registry has numbered this node and its workers run.
+    ///
+    /// # Errors
+    /// After `limit`: the registry's address and what went wrong last.
+    pub fn wait_registered(&self, limit: Duration) -> Result<NodeId, NodeError> {
+        self.control.wait_registered(limit)
+    }
+
+    /// Its number at the registry; 0, which is nobody's, until it is registered.
+    pub fn node_id(&self) -> NodeId {
+        self.control.node_id()
+    }
+
+    /// Its Pilot address text; empty until it is registered.
+    pub fn address(&self) -> String {
+        self.control.address()
+    }
+
+    /// Where its tunnel listens, with the port that the kernel chose.
+    pub fn listen_addr(&self) -> SocketAddr {
+        self.control.listen_addr()
+    }
+
+    /// Offers work and, once a worker has taken it, runs the request's job over a tunnel to it.
+    /// Returns at once; what becomes of it arrives as events.
+    ///
+    /// # Errors
+    /// A field of the request out of its range, a full table or spool, or a node that is shutting
+    /// down. Nothing was offered then.
+    pub fn engage(&self, request: EngageRequest) -> Result<Engagement, NodeError> {
+        self.control.engage(request)
+    }
+
+    /// Lists workers, by polo from the highest.
+    ///
+    /// # Errors
+    /// The registry is not reached, refuses, or does not answer.
+    pub fn resolve(&self, query: Query) -> Result<Vec<WorkerRow>, NodeError> {
+        self.control.resolve(query)
+    }
+
+    /// The standing of a node, by number, address or hostname.
+    ///
+    /// # Errors
+    /// The registry is not reached, does not know it, or does not answer.
+    pub fn standing(&self, who: &str) -> Result<Standing, NodeError> {
+        self.control.standing(who)
+    }
+
+    /// The newest engagements of a node, or of all, 1 to 1,000 rows.
+    ///
+    /// # Errors
+    /// The registry is not reached, refuses, or does not answer.
+    pub fn engagements(
+        &self,
+        who: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<EngagementRow>, NodeError> {
+        self.control.engagements(who, limit)
+    }
+
+    /// Reports mutual trust with another node to the registry (`report_trust`).
+    ///
+    /// # Errors
+    /// The registry is not reached, does not know the node, or does not answer.
+    pub fn trust(&self, node: NodeId) -> Result<(), NodeError> {
+        self.control.trust(node)
+    }
+
+    /// What it is and does now.
+    ///
+    /// # Errors
+    /// The control thread does not answer.
+    pub fn status(&self) -> Result<Status, NodeError> {
+        self.control.status()
+    }
+
+    /// Latencies since start, of all workers together.
+    ///
+    /// # Errors
+    /// The control thread does not answer.
+    pub fn histograms(&self) -> Result<Histograms, NodeError> {
+        self.control.histograms()
+    }
+
+    /// Takes no more work, lets what runs finish for at most [`ControlTimings::drain`], hands in
+    /// the last receipts, releases its engagements, and stops every thread. Receipts that could
+    /// not be settled stay in the spool for the next start.
+    ///
+    /// # Errors
+    /// A thread did not end in time, or ended with an error.
+    pub fn shutdown(&self) -> Result<(), NodeError> {
+        self.control.shutdown()
+    }
+}

@@ -11,6 +11,9 @@ use ramjet_proto::identity::PublicKey;
 use ramjet_proto::ids::{ChannelId, EngagementId, NodeId};
 use ramjet_proto::market::RECEIPT_LEN;
 
+pub use ramjet_proto::engagement::Totals;
+pub use ramjet_proto::frame::kind::CloseReason;
+
 use crate::job::Job;
 
 /// Which end of an engagement this node is.
@@ -20,60 +23,6 @@ pub enum Side {
     Requester,
     /// It runs them.
     Worker,
-}
-
-/// Why a channel closed, or was never opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum CloseReason {
-    /// Every task has its answer.
-    Finished = 0,
-    /// The grant's signature, parties or expiry are wrong.
-    BadGrant = 1,
-    /// The worker has no such skill.
-    NoSkill = 2,
-    /// The grant has ended.
-    Expired = 3,
-    /// The node is shutting down.
-    Draining = 4,
-    /// No free channel or slots.
-    Full = 5,
-    /// The peer was silent, or its tunnel could not be established.
-    Lost = 6,
-    /// The operator or the caller ended it.
-    Cancelled = 7,
-    /// The peer broke the protocol.
-    Fault = 8,
-}
-
-impl CloseReason {
-    /// Every reason, by its number on the wire.
-    pub const ALL: [CloseReason; 9] = [
-        CloseReason::Finished,
-        CloseReason::BadGrant,
-        CloseReason::NoSkill,
-        CloseReason::Expired,
-        CloseReason::Draining,
-        CloseReason::Full,
-        CloseReason::Lost,
-        CloseReason::Cancelled,
-        CloseReason::Fault,
-    ];
-
-    /// The label used in logs and `--json`.
-    pub const fn label(self) -> &'static str {
-        match self {
-            CloseReason::Finished => "finished",
-            CloseReason::BadGrant => "bad_grant",
-            CloseReason::NoSkill => "no_skill",
-            CloseReason::Expired => "expired",
-            CloseReason::Draining => "draining",
-            CloseReason::Full => "full",
-            CloseReason::Lost => "lost",
-            CloseReason::Cancelled => "cancelled",
-            CloseReason::Fault => "fault",
-        }
-    }
 }
 
 /// What control has decided about a channel.
@@ -193,31 +142,6 @@ impl std::fmt::Debug for Command {
             Command::Stop => "Stop",
         })
     }
-}
-
-/// What an engagement has come to on one side, cumulative.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// Tasks handed to the worker (requester), or taken on (worker).
-    pub tasks: u64,
-    /// Answered with a result. On the worker's side: results made, accepted or not.
-    pub done: u64,
-    /// Of these, accepted by verdict.
-    pub accepted: u64,
-    /// Of these, rejected by verdict.
-    pub rejected: u64,
-    /// Answered with a handler's failure.
-    pub failed: u64,
-    /// Refused as late.
-    pub expired: u64,
-    /// Refused for any other reason.
-    pub refused: u64,
-    /// Handler time of the accepted results, as the RESULT frames stated it, in nanoseconds.
-    pub busy_ns: u64,
-    /// Time that the accepted tasks waited at the worker before they ran, in nanoseconds.
-    pub staged_ns: u64,
-    /// Frames sent again by this side.
-    pub repeated: u64,
 }
 
 /// Worker to control.

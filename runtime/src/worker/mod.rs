@@ -1,17 +1,69 @@
 //! The data path: one pinned thread, one ring, one socket, ten rooms.
 //!
-//! Callers start workers with [`spawn`], speak to them through [`Mailbox`], and read their
-//! [`Counters`] at any time.
+//! ```text
+//!  1 receive ─▶ 2 datagram ─▶ 3 tunnel open ─▶ 4 frames ─▶ 5 admission ─▶ 6 handler ··▶ pool
+//!   ring/mmsg   └──── proto::tunnel ───────┘    rooms       serve          serve        │
+//!                                                                            ◀··········┘
+//!  10 send ◀── 9 tunnel seal ◀── 8 frames ◀── 7 result
+//!   ring/mmsg   outbox            outbox       serve
+//! ```
+//!
+//! | file | holds |
+//! |---|---|
+//! | [`turn`] | the loop: ten calls, in the order in which a packet walks them |
+//! | [`io`], [`ring`], [`mmsg`], [`socket`] | rooms 1 and 10 |
+//! | [`arena`] | the memory shared with the kernel |
+//! | [`rooms`], [`serve`], [`request`], [`timers`] | rooms 4 to 7, at either end of an engagement |
+//! | [`outbox`] | rooms 7 to 9 |
+//! | [`channels`] | the table of engagements |
+//! | [`pool`] | handlers that run elsewhere |
+//! | [`mailbox`], [`counters`] | how other threads reach a worker, and what they may read |
+//!
+//! Callers bind sockets with [`bind_group`], start workers with [`spawn_group`], speak to them
+//! through [`WorkerHandle`] and read their counters at any time. Absent: locks, and allocation once
+//! every slot of a channel has been used.
+
+pub mod arena;
+pub mod channels;
+pub mod counters;
+pub mod io;
+pub mod mailbox;
+pub mod mmsg;
+pub mod outbox;
+pub mod pool;
+mod request;
+pub mod ring;
+pub mod rooms;
+mod serve;
+pub mod socket;
+mod timers;
+mod turn;
+
+pub use mailbox::{ReportReceiver, ReportSender, WorkerHandle, reports};
+pub use pool::Pool;
+pub use socket::bind_group;
+pub use turn::owner_of;
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use ramjet_proto::identity::Identity;
 use ramjet_proto::ids::NodeId;
+use ramjet_proto::time::Time;
+use ramjet_proto::tunnel::{TunnelConfig, Tunnels};
+use ramjet_proto::wire::limits::FRAME_PAYLOAD_MAX;
 
-use crate::control::vocabulary::{Command, Report};
-use crate::handler::Skill;
+use self::arena::{ReceiveArena, SendArena};
+use self::channels::Channels;
+use self::counters::Counters;
+use self::io::Io;
+use self::mailbox::Inbox;
+use self::outbox::Outbox;
+use self::pool::{JOBS_PER_WORKER, PoolJob};
+use self::rooms::{Reporter, Rooms};
+use self::turn::Worker;
+use crate::control::vocabulary::{Histograms, Report};
+use crate::handler::{Placement, Skill};
 
 /// Which system interface moves datagrams.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,6 +111,162 @@ pub struct WorkerPlan {
     pub beacon: Option<SocketAddr>,
     /// Most tunnels.
     pub tunnels_max: usize,
+}
+
+/// Key exchanges taken from one source address in a second. Many nodes share an address behind NAT
+/// and on loopback; the cost of one is an Ed25519 and an X25519 operation, about 100 us.
+const KEY_EXCHANGES_PER_SECOND: u32 = 200;
+
+/// Starts a group of workers. Each sets its ring up on its own thread; the first that cannot ends
+/// the group.
+///
+/// # Errors
+/// What could not be set up, with the backend's name and the next step.
+pub fn spawn_group(
+    plans: Vec<WorkerPlan>,
+    senders: Vec<ReportSender>,
+    pool: Option<&Pool>,
+) -> Result<Vec<WorkerHandle>, String> {
+    assert_eq!(plans.len(), senders.len(), "one report queue a worker");
+    let inboxes = (0..plans.len())
+        .map(|_| Inbox::new(JOBS_PER_WORKER).map(Arc::new))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| format!("eventfd: {error}; raise the limit of open files"))?;
+    let mut handles = Vec::with_capacity(plans.len());
+    for (plan, sender) in plans.into_iter().zip(senders) {
+        match spawn(plan, sender, pool, &inboxes) {
+            Ok(handle) => handles.push(handle),
+            Err(error) => {
+                for handle in handles {
+                    // Its queue is empty: it has only just started.
+                    let _ = handle.send(crate::control::vocabulary::Command::Stop);
+                    handle.join();
+                }
+                return Err(error);
+            }
+        }
+    }
+    Ok(handles)
+}
+
+fn spawn(
+    plan: WorkerPlan,
+    sender: ReportSender,
+    pool: Option<&Pool>,
+    inboxes: &[Arc<Inbox>],
+) -> Result<WorkerHandle, String> {
+    let inbox = Arc::clone(&inboxes[plan.index]);
+    let counters = Arc::new(Counters::new());
+    let (started, start) = std::sync::mpsc::sync_channel(1);
+    let handle_inbox = Arc::clone(&inbox);
+    let handle_counters = Arc::clone(&counters);
+    let peers = inboxes.to_vec();
+    let pool = pool.map(Pool::sender);
+    let thread = std::thread::Builder::new()
+        .name(format!("ramjet-worker-{}", plan.index))
+        .spawn(move || run(plan, sender, pool, inbox, peers, counters, &started))
+        .map_err(|error| format!("worker thread: {error}"))?;
+    match start.recv() {
+        Ok(Ok(())) => Ok(WorkerHandle { inbox: handle_inbox, counters: handle_counters, thread }),
+        Ok(Err(error)) => {
+            let _ = thread.join();
+            Err(error)
+        }
+        Err(_) => Err("a worker thread ended while it started".to_owned()),
+    }
+}
+
+type Started = std::sync::mpsc::SyncSender<Result<(), String>>;
+
+/// A worker thread, from pinning to its last report.
+fn run(
+    plan: WorkerPlan,
+    sender: ReportSender,
+    pool: Option<crossbeam::channel::Sender<Box<PoolJob>>>,
+    inbox: Arc<Inbox>,
+    peers: Vec<Arc<Inbox>>,
+    counters: Arc<Counters>,
+    started: &Started,
+) {
+    if let Some(core) = plan.core
+        && let Err(error) = pin(core)
+    {
+        let _ = started.send(Err(format!("core {core}: cannot pin a worker to it: {error}")));
+        return;
+    }
+    let uses_pool = plan.skills.iter().any(|skill| skill.handler.placement() == Placement::Pool);
+    let boxes = if uses_pool { JOBS_PER_WORKER } else { 0 };
+    let rooms = Rooms {
+        channels: Channels::new(plan.tunnels_max),
+        outbox: Outbox::new(plan.tunnels_max),
+        send: SendArena::new(),
+        skills: Arc::clone(&plan.skills),
+        counters: Arc::clone(&counters),
+        histograms: Box::new(Histograms::new()),
+        reporter: Reporter::new(sender.clone()),
+        pool,
+        boxes: (0..boxes).map(|_| Box::new(PoolJob::new(Arc::clone(&inbox)))).collect(),
+        pooled: 0,
+        active: Vec::new(),
+        scratch: vec![0; FRAME_PAYLOAD_MAX].into_boxed_slice(),
+        datagrams_max: 1,
+        draining: None,
+        timers_due: Time::NEVER,
+    };
+    let tunnels = Tunnels::new(TunnelConfig {
+        node: plan.node,
+        identity: Arc::clone(&plan.identity),
+        tunnels_max: plan.tunnels_max,
+        key_exchanges_per_second: KEY_EXCHANGES_PER_SECOND,
+        beacon: plan.beacon,
+    });
+    let receive = ReceiveArena::new();
+    let index = plan.index;
+    let event = Arc::clone(inbox.waker.event());
+    let ended = match plan.io {
+        IoKind::Uring => {
+            // O_NONBLOCK would turn a receive without data into an error instead of a wait.
+            let ready = plan.socket.set_nonblocking(false);
+            use std::os::fd::AsFd;
+            match ready.and_then(|()| ring::Ring::new(&plan.socket, event.as_fd(), &receive)) {
+                Ok(io) => start(Worker::new(&plan, io, receive, rooms, tunnels, inbox, peers), started),
+                Err(error) => Err(format!(
+                    "io_uring: {error}; see kernel.io_uring_disabled and the seccomp profile, or use --io mmsg"
+                )),
+            }
+        }
+        IoKind::Mmsg => match plan
+            .socket
+            .try_clone()
+            .and_then(|socket| mmsg::Mmsg::new(socket, event))
+        {
+            Ok(io) => start(Worker::new(&plan, io, receive, rooms, tunnels, inbox, peers), started),
+            Err(error) => Err(format!("UDP socket: {error}")),
+        },
+    };
+    let error = ended.err();
+    if let Some(error) = &error {
+        // Before the start this is the answer to it; afterwards nobody listens there any more.
+        let _ = started.try_send(Err(error.clone()));
+    }
+    // Control joins the thread in any case.
+    let _ = sender.push(Report::Stopped { worker: index, error });
+}
+
+fn start<B: Io>(mut worker: Worker<B>, started: &Started) -> Result<(), String> {
+    // The starter waits for exactly this.
+    let _ = started.send(Ok(()));
+    worker.run().map_err(|error| error.to_string())
+}
+
+fn pin(core: usize) -> std::io::Result<()> {
+    if core >= rustix::thread::CpuSet::MAX_CPU {
+        return Err(std::io::Error::other("no such core"));
+    }
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(core);
+    rustix::thread::sched_setaffinity(None, &set)?;
+    Ok(())
 }
 
 /// The clock that every worker of this process reads: nanoseconds since the process started.

@@ -1,0 +1,608 @@
+//! The worker's end of a channel.
+//!
+//! | slot state | TASK of its generation | TASK of the next | TASK of an older | anything else |
+//! |---|---|---|---|---|
+//! | free | stale | run | stale | out of order |
+//! | receiving parts | PART_ACK | out of order | stale | out of order |
+//! | running | WORKING | out of order | stale | out of order |
+//! | answered | the answer again | run, frees the answer | stale | out of order |
+//!
+//! Who drives it: for each TASK call [`Serving::admit`], for each TASK_PART
+//! [`Serving::admit_part`]; if an [`Admitted`] comes back, run the task and hand the token to
+//! [`Serving::answer`] or, if the result may be long, [`Serving::answer_long`], at once or later. The
+//! token cannot be copied, so a task is answered once. While [`Serving::has_parts`] says so, call
+//! [`Serving::pump_parts`] once a turn.
+
+use crate::engagement::parts::{Part, PartsIn, PartsOut};
+use crate::engagement::{FrameSink, Totals};
+use crate::fault::DropReason;
+use crate::frame::duration16;
+use crate::frame::kind::{FROM_WORKER, Kind, PRIOR_ACCEPTED, PRIOR_REJECTED, RefusalCode};
+use crate::frame::{Frame, Head, TaskId};
+use crate::ids::ChannelId;
+use crate::time::Time;
+use crate::wire::limits::FRAME_PAYLOAD_MAX;
+
+/// How soon a requester should come back after `busy` or `receipt_due`, in microseconds.
+pub const RETRY_AFTER_US: u32 = 2_000;
+/// Parts of a long answer that go at once; the rest follows turn by turn.
+const FIRST_PARTS: usize = 32;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SlotState {
+    Free,
+    Receiving,
+    Running,
+    Answered,
+}
+
+#[derive(Debug)]
+struct Slot {
+    generation: u32,
+    state: SlotState,
+    /// Whether the verdict on the kept answer is already counted.
+    judged: bool,
+    kind: Kind,
+    flags: u8,
+    auxiliary: u32,
+    answer: Vec<u8>,
+    /// A long task on its way in.
+    parts_in: Option<PartsIn>,
+    /// A long result on its way out: `answer` in parts.
+    parts_out: Option<PartsOut>,
+    /// Progress of the task, kept until its slot is used again.
+    pieces: Vec<Box<[u8]>>,
+}
+
+impl Slot {
+    const EMPTY: Slot = Slot {
+        generation: 0,
+        state: SlotState::Free,
+        judged: true,
+        kind: Kind::Result,
+        flags: 0,
+        auxiliary: 0,
+        answer: Vec::new(),
+        parts_in: None,
+        parts_out: None,
+        pieces: Vec::new(),
+    };
+
+    /// Drops what was kept for the last task. A long answer gives its memory back, a short one keeps
+    /// it for the next.
+    fn forget(&mut self) {
+        if self.answer.capacity() > FRAME_PAYLOAD_MAX {
+            self.answer = Vec::new();
+        }
+        self.answer.clear();
+        self.parts_out = None;
+        self.pieces.clear();
+    }
+}
+
+/// Bytes that the long tasks of one channel may hold while they arrive.
+pub const RECEIVING_BYTES_MAX: usize = 64 << 20;
+/// Pieces of progress of one task.
+pub const PIECES_MAX: usize = 255;
+
+/// Proof that a task may run, and must be answered: made by [`Serving::admit`] alone.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Admitted {
+    task: TaskId,
+    arrived: Time,
+    deadline: Time,
+    counted: bool,
+}
+
+impl Admitted {
+    /// Which task.
+    pub fn task(&self) -> TaskId {
+        self.task
+    }
+
+    /// When it arrived.
+    pub fn arrived(&self) -> Time {
+        self.arrived
+    }
+
+    /// When it must have started: [`Time::NEVER`] if the requester does not mind.
+    pub fn deadline(&self) -> Time {
+        self.deadline
+    }
+}
+
+/// What a task came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answered {
+    /// A result.
+    Done,
+    /// The handler failed.
+    Failed,
+}
+
+/// What a channel may still do, decided by control.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServingLimits {
+    /// Slots.
+    pub credits: u32,
+    /// Tasks in all.
+    pub tasks: u64,
+    /// When it ends.
+    pub expires_at: Time,
+    /// Answers that may be out without a signed receipt that covers them.
+    pub unsigned_max: u64,
+}
+
+/// The slots of one channel at its worker.
+#[derive(Debug)]
+pub struct Serving {
+    channel: ChannelId,
+    limits: ServingLimits,
+    slots: Box<[Slot]>,
+    running: u32,
+    /// Bytes reserved for long tasks that arrive.
+    receiving: usize,
+    /// Slots whose long answers have parts to send.
+    sending: Vec<u16>,
+    covered: u64,
+    draining: bool,
+    totals: Totals,
+}
+
+impl Serving {
+    /// A channel with every slot free. Allocates its slots here; later only the first answer of a
+    /// slot that is longer than all before it in that slot does.
+    pub fn new(channel: ChannelId, limits: ServingLimits) -> Self {
+        let slots = (0..limits.credits).map(|_| Slot::EMPTY).collect();
+        Serving {
+            channel,
+            limits,
+            slots,
+            running: 0,
+            receiving: 0,
+            sending: Vec::new(),
+            covered: 0,
+            draining: false,
+            totals: Totals::default(),
+        }
+    }
+
+    /// What it has come to.
+    pub fn totals(&self) -> &Totals {
+        &self.totals
+    }
+
+    /// Slots granted.
+    pub fn credits(&self) -> u32 {
+        self.limits.credits
+    }
+
+    /// Tasks that run or wait now.
+    pub fn running(&self) -> u32 {
+        self.running
+    }
+
+    /// Takes no new task from now on.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// New limits after a renewal.
+    pub fn extend(&mut self, tasks: u64, expires_at: Time) {
+        self.limits.tasks = tasks;
+        self.limits.expires_at = expires_at;
+    }
+
+    /// A receipt covers this many answers in all.
+    pub fn cover(&mut self, answers: u64) {
+        self.covered = self.covered.max(answers);
+    }
+
+    fn answers(&self) -> u64 {
+        self.totals.done + self.totals.failed + self.totals.expired
+    }
+
+    /// Room 5: decides on one TASK. Repeats and refusals are answered into `sink`; only a task that
+    /// must run comes back.
+    ///
+    /// # Errors
+    /// The reason for which the frame was dropped. `Duplicate` means that it was answered again.
+    pub fn admit(
+        &mut self,
+        now: Time,
+        frame: &Frame<'_>,
+        sink: &mut impl FrameSink,
+    ) -> Result<Option<Admitted>, DropReason> {
+        if !self.is_next(frame.task)? {
+            return self.repeat(frame.task, sink);
+        }
+        self.enter(frame, SlotState::Running);
+        let admitted = admission(now, frame.task, frame.auxiliary);
+        self.run_or_refuse(now, admitted, sink)
+    }
+
+    /// Whether a task is the next of its slot; false if it is the one the slot has.
+    fn is_next(&self, task: TaskId) -> Result<bool, DropReason> {
+        let slot = self.slots.get(usize::from(task.slot)).ok_or(DropReason::SlotOutOfRange)?;
+        if task.generation == slot.generation {
+            return Ok(false);
+        }
+        if task.generation != next_generation(slot.generation) {
+            let older = slot.generation.wrapping_sub(task.generation) < u32::MAX / 2;
+            return Err(if older { DropReason::Stale } else { DropReason::OutOfOrder });
+        }
+        match slot.state {
+            SlotState::Running | SlotState::Receiving => Err(DropReason::OutOfOrder),
+            SlotState::Free | SlotState::Answered => Ok(true),
+        }
+    }
+
+    /// The next generation of a slot begins: the last one's answer has arrived, and is judged.
+    fn enter(&mut self, frame: &Frame<'_>, state: SlotState) {
+        self.judge(frame.task.slot, frame.flags);
+        let slot = &mut self.slots[usize::from(frame.task.slot)];
+        slot.forget();
+        slot.generation = frame.task.generation;
+        slot.state = state;
+        self.running += u32::from(state == SlotState::Running);
+    }
+
+    fn run_or_refuse(
+        &mut self,
+        now: Time,
+        admitted: Admitted,
+        sink: &mut impl FrameSink,
+    ) -> Result<Option<Admitted>, DropReason> {
+        if let Some((code, retry_after_us)) = self.refusal(now) {
+            self.refuse(admitted, code, retry_after_us, sink);
+            return Ok(None);
+        }
+        self.totals.tasks += 1;
+        Ok(Some(Admitted { counted: true, ..admitted }))
+    }
+
+    /// A part of a long task. The last to arrive brings the whole task, to be run.
+    ///
+    /// # Errors
+    /// The reason for which the frame was dropped.
+    pub fn admit_part(
+        &mut self,
+        now: Time,
+        frame: &Frame<'_>,
+        sink: &mut impl FrameSink,
+    ) -> Result<Option<(Admitted, Vec<u8>)>, DropReason> {
+        let part = Part::parse(frame.payload, frame.auxiliary)?;
+        let task = frame.task;
+        if self.is_next(task)? {
+            self.enter(frame, SlotState::Receiving);
+            if self.receiving + part.total > RECEIVING_BYTES_MAX || self.refusal(now).is_some() {
+                self.start_running(task);
+                let (code, after) =
+                    self.refusal(now).unwrap_or((RefusalCode::Busy, RETRY_AFTER_US));
+                self.refuse(admission(now, task, part.detail), code, after, sink);
+                return Ok(None);
+            }
+            self.receiving += part.total;
+            self.slots[usize::from(task.slot)].parts_in = Some(PartsIn::new(&part));
+        }
+        let slot = &mut self.slots[usize::from(task.slot)];
+        let Some(parts) = &mut slot.parts_in else {
+            // The requester asks with the last part; the others are only late.
+            return if part.is_last() {
+                self.repeat(task, sink).map(|_| None)
+            } else {
+                Err(DropReason::Duplicate)
+            };
+        };
+        let taken = parts.take(&part);
+        if let Some(offset) = parts.ack_due() {
+            let head = Head::task(Kind::PartAck, self.channel, task, offset);
+            sink.send(Head { flags: FROM_WORKER, ..head }, &[]);
+        }
+        taken?;
+        if !parts.is_complete() {
+            return Ok(None);
+        }
+        let parts = slot.parts_in.take().expect("borrowed above");
+        self.receiving -= parts.len();
+        self.start_running(task);
+        let admitted = admission(now, task, parts.detail());
+        let admitted = self.run_or_refuse(now, admitted, sink)?;
+        Ok(admitted.map(|admitted| (admitted, parts.into_bytes())))
+    }
+
+    fn start_running(&mut self, task: TaskId) {
+        self.slots[usize::from(task.slot)].state = SlotState::Running;
+        self.running += 1;
+    }
+
+    fn refusal(&self, now: Time) -> Option<(RefusalCode, u32)> {
+        if self.draining {
+            Some((RefusalCode::Draining, 0))
+        } else if self.totals.tasks >= self.limits.tasks || now >= self.limits.expires_at {
+            Some((RefusalCode::GrantEnded, 0))
+        } else if self.answers() >= self.covered.saturating_add(self.limits.unsigned_max) {
+            Some((RefusalCode::ReceiptDue, RETRY_AFTER_US))
+        } else {
+            None
+        }
+    }
+
+    /// Answers a repeated TASK.
+    fn repeat(
+        &mut self,
+        task: TaskId,
+        sink: &mut impl FrameSink,
+    ) -> Result<Option<Admitted>, DropReason> {
+        let slot = &mut self.slots[usize::from(task.slot)];
+        match slot.state {
+            SlotState::Free => return Err(DropReason::Stale),
+            SlotState::Receiving => return Err(DropReason::OutOfOrder),
+            SlotState::Answered if slot.parts_out.is_some() => {
+                slot.parts_out.iter_mut().for_each(PartsOut::rewind);
+                self.totals.repeated += 1;
+                if !self.sending.contains(&task.slot) {
+                    self.sending.push(task.slot);
+                }
+            }
+            SlotState::Running => {
+                sink.send(Head::task(Kind::Working, self.channel, task, 0), &[]);
+            }
+            SlotState::Answered => {
+                let head = Head {
+                    flags: slot.flags,
+                    ..Head::task(slot.kind, self.channel, task, slot.auxiliary)
+                };
+                sink.send(head, &slot.answer);
+                self.totals.repeated += 1;
+            }
+        }
+        Err(DropReason::Duplicate)
+    }
+
+    /// Counts the verdict on the answer that a slot keeps.
+    fn judge(&mut self, slot: u16, flags: u8) {
+        let slot = &mut self.slots[usize::from(slot)];
+        if slot.judged {
+            return;
+        }
+        slot.judged = true;
+        if flags & PRIOR_REJECTED != 0 {
+            self.totals.rejected += 1;
+        } else if flags & PRIOR_ACCEPTED != 0 {
+            self.totals.accepted += 1;
+        }
+    }
+
+    /// Takes a VERDICT: the requester holds the answer, so it need not be kept.
+    ///
+    /// # Errors
+    /// The reason for which the frame was dropped.
+    pub fn verdict(&mut self, frame: &Frame<'_>) -> Result<(), DropReason> {
+        let slot = self
+            .slots
+            .get_mut(usize::from(frame.task.slot))
+            .ok_or(DropReason::SlotOutOfRange)?;
+        if slot.generation != frame.task.generation {
+            return Err(DropReason::Stale);
+        }
+        if slot.state != SlotState::Answered {
+            return Err(DropReason::OutOfOrder);
+        }
+        slot.state = SlotState::Free;
+        slot.forget();
+        let flags = if frame.auxiliary == 0 { PRIOR_ACCEPTED } else { PRIOR_REJECTED };
+        self.judge(frame.task.slot, flags);
+        Ok(())
+    }
+
+    /// Whether the task of this frame is admitted and unanswered: what CANCEL asks.
+    pub fn is_running(&self, task: TaskId) -> bool {
+        self.slots.get(usize::from(task.slot)).is_some_and(|slot| {
+            slot.generation == task.generation && slot.state == SlotState::Running
+        })
+    }
+
+    /// Rooms 7 and 8: the answer to an admitted task. Keeps a copy until the requester shows that it
+    /// has it, and returns the head of the frame that carries it: the caller has written `answer`
+    /// where it will be sent from, and commits it.
+    pub fn answer(
+        &mut self,
+        admitted: Admitted,
+        answered: Answered,
+        busy_ns: u64,
+        started: Time,
+        answer: &[u8],
+    ) -> Head {
+        let staged_ns = started.nanos_since(admitted.arrived);
+        let (kind, auxiliary) = self.count(answered, busy_ns, staged_ns);
+        self.keep(admitted.task, kind, 0, auxiliary, answer)
+    }
+
+    fn count(&mut self, answered: Answered, busy_ns: u64, staged_ns: u64) -> (Kind, u32) {
+        let auxiliary = duration16::pack(busy_ns, staged_ns);
+        let kind = match answered {
+            Answered::Done => {
+                // As the requester will decode and sum them, so that the accounts can be compared.
+                let (busy_ns, staged_ns) = duration16::unpack(auxiliary);
+                self.totals.done += 1;
+                self.totals.busy_ns += busy_ns;
+                self.totals.staged_ns += staged_ns;
+                Kind::Result
+            }
+            Answered::Failed => {
+                self.totals.failed += 1;
+                Kind::Failed
+            }
+        };
+        (kind, auxiliary)
+    }
+
+    /// As [`Self::answer`], for an answer that may be longer than a frame: takes it over, and sends
+    /// it whole or its first parts.
+    pub fn answer_long(
+        &mut self,
+        admitted: Admitted,
+        answered: Answered,
+        busy_ns: u64,
+        started: Time,
+        mut answer: Vec<u8>,
+        sink: &mut impl FrameSink,
+    ) {
+        if answered == Answered::Failed {
+            // A failure is a sentence; parts are for results.
+            answer.truncate(FRAME_PAYLOAD_MAX);
+        }
+        if answer.len() <= FRAME_PAYLOAD_MAX {
+            let head = self.answer(admitted, answered, busy_ns, started, &answer);
+            sink.send(head, &answer);
+            return;
+        }
+        let staged_ns = started.nanos_since(admitted.arrived);
+        let (_, auxiliary) = self.count(answered, busy_ns, staged_ns);
+        let task = admitted.task;
+        self.keep(task, Kind::ResultPart, 0, auxiliary, &[]);
+        let slot = &mut self.slots[usize::from(task.slot)];
+        slot.parts_out = Some(PartsOut::new(answer.len()));
+        slot.answer = answer;
+        self.sending.push(task.slot);
+        self.pump_parts(sink, FIRST_PARTS);
+    }
+
+    /// Whether a long answer has parts that may go now.
+    pub fn has_parts(&self) -> bool {
+        !self.sending.is_empty()
+    }
+
+    /// Sends parts of long answers, as their windows allow and up to `budget` in all.
+    pub fn pump_parts(&mut self, sink: &mut impl FrameSink, mut budget: usize) {
+        let (channel, slots) = (self.channel, &mut self.slots);
+        self.sending.retain(|index| {
+            let slot = &mut slots[usize::from(*index)];
+            let task = TaskId { slot: *index, generation: slot.generation };
+            let Some(parts) = &mut slot.parts_out else { return false };
+            let head = Head { flags: slot.flags, ..Head::task(Kind::ResultPart, channel, task, 0) };
+            budget -= parts.pump(&slot.answer, head, slot.auxiliary, sink, budget);
+            // What the window holds back goes on with the next acknowledgment.
+            parts.may_send()
+        });
+    }
+
+    /// Takes a PART_ACK.
+    ///
+    /// # Errors
+    /// The reason for which the frame was dropped.
+    pub fn part_ack(&mut self, frame: &Frame<'_>) -> Result<(), DropReason> {
+        let index = frame.task.slot;
+        let slot = self.slots.get_mut(usize::from(index)).ok_or(DropReason::SlotOutOfRange)?;
+        if slot.generation != frame.task.generation {
+            return Err(DropReason::Stale);
+        }
+        let parts = slot.parts_out.as_mut().ok_or(DropReason::OutOfOrder)?;
+        parts.ack(frame.auxiliary);
+        if parts.may_send() && !self.sending.contains(&index) {
+            self.sending.push(index);
+        }
+        Ok(())
+    }
+
+    /// A piece of progress of a task that runs; false if it has had [`PIECES_MAX`] or runs no more.
+    pub fn progress(&mut self, task: TaskId, piece: &[u8], sink: &mut impl FrameSink) -> bool {
+        if !self.is_running(task) || piece.len() > FRAME_PAYLOAD_MAX {
+            return false;
+        }
+        let slot = &mut self.slots[usize::from(task.slot)];
+        if slot.pieces.len() >= PIECES_MAX {
+            return false;
+        }
+        let index = u32::try_from(slot.pieces.len()).expect("at most PIECES_MAX");
+        slot.pieces.push(piece.into());
+        sink.send(Head::task(Kind::Progress, self.channel, task, index), piece);
+        true
+    }
+
+    /// Takes a PROGRESS_ACK: sends the pieces from there on again, and the answer if there is one.
+    ///
+    /// # Errors
+    /// The reason for which the frame was dropped.
+    pub fn progress_ack(
+        &mut self,
+        frame: &Frame<'_>,
+        sink: &mut impl FrameSink,
+    ) -> Result<(), DropReason> {
+        let task = frame.task;
+        let slot = self.slots.get(usize::from(task.slot)).ok_or(DropReason::SlotOutOfRange)?;
+        if slot.generation != task.generation {
+            return Err(DropReason::Stale);
+        }
+        for (index, piece) in (0_u32..).zip(&slot.pieces).skip(frame.auxiliary as usize) {
+            sink.send(Head::task(Kind::Progress, self.channel, task, index), piece);
+            self.totals.repeated += 1;
+        }
+        if slot.state == SlotState::Answered {
+            // `repeat` reports the duplicate that this is not.
+            let _ = self.repeat(task, sink);
+        }
+        Ok(())
+    }
+
+    fn keep(
+        &mut self,
+        task: TaskId,
+        kind: Kind,
+        flags: u8,
+        auxiliary: u32,
+        answer: &[u8],
+    ) -> Head {
+        let slot = &mut self.slots[usize::from(task.slot)];
+        assert_eq!(slot.generation, task.generation, "an answer to another generation");
+        assert_eq!(slot.state, SlotState::Running, "a second answer");
+        slot.state = SlotState::Answered;
+        slot.judged = !matches!(kind, Kind::Result | Kind::ResultPart);
+        slot.kind = kind;
+        // An answer says how many pieces of progress came before it; a refusal came before any.
+        let flags = if kind == Kind::Refused {
+            flags
+        } else {
+            u8::try_from(slot.pieces.len()).expect("at most PIECES_MAX")
+        };
+        slot.flags = flags;
+        slot.auxiliary = auxiliary;
+        slot.answer.clear();
+        slot.answer.extend_from_slice(answer);
+        self.running -= 1;
+        Head { flags, ..Head::task(kind, self.channel, task, auxiliary) }
+    }
+
+    /// Answers an admitted task with a refusal.
+    pub fn refuse(
+        &mut self,
+        admitted: Admitted,
+        code: RefusalCode,
+        retry_after_us: u32,
+        sink: &mut impl FrameSink,
+    ) {
+        if code == RefusalCode::Late {
+            self.totals.expired += 1;
+        } else {
+            self.totals.refused += 1;
+            // Only what ran, or expired waiting to run, uses up the grant.
+            self.totals.tasks -= u64::from(admitted.counted);
+        }
+        let head = self.keep(admitted.task, Kind::Refused, code as u8, retry_after_us, &[]);
+        sink.send(head, &[]);
+    }
+}
+
+fn admission(now: Time, task: TaskId, deadline_us: u32) -> Admitted {
+    let deadline = match deadline_us {
+        0 => Time::NEVER,
+        micros => now + core::time::Duration::from_micros(u64::from(micros)),
+    };
+    Admitted { task, arrived: now, deadline, counted: false }
+}
+
+/// The generation after `generation`: 0 is never used again.
+pub(crate) fn next_generation(generation: u32) -> u32 {
+    generation.checked_add(1).unwrap_or(1)
+}

@@ -1,0 +1,121 @@
+//! What a node says of itself, and when it says it again.
+//!
+//! An advertisement replaces the former whole, and lapses after its lease; it is renewed after a
+//! third of it, and at once when something changed or the registry came back.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ramjet_proto::ids::NodeId;
+use ramjet_proto::market::{AcceptFrom, Advertisement};
+use ramjet_proto::time::Time;
+
+use super::engagements::Moment;
+use crate::handler::Skill;
+
+/// Pause after an advertisement that the registry did not take.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The advertisement of one node.
+pub(crate) struct Advertiser {
+    capabilities: BTreeMap<String, String>,
+    accept_from: BTreeMap<String, AcceptFrom>,
+    lease_s: u32,
+    sequence: u64,
+    due_at: Time,
+}
+
+impl Advertiser {
+    /// The configured capabilities, and `skills` from the skills themselves.
+    pub(crate) fn new(
+        skills: &[Skill],
+        capabilities: &BTreeMap<String, String>,
+        lease_s: u32,
+    ) -> Self {
+        let mut capabilities = capabilities.clone();
+        let names: Vec<&str> = skills.iter().map(|skill| skill.name.as_str()).collect();
+        if !names.is_empty() {
+            capabilities.insert("skills".to_owned(), names.join(","));
+        }
+        let accept_from =
+            skills.iter().map(|skill| (skill.name.clone(), skill.accept_from)).collect();
+        Advertiser { capabilities, accept_from, lease_s, sequence: 0, due_at: Time::ZERO }
+    }
+
+    /// What is wrong with what it would say.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        self.advertisement(NodeId(0), false).refusal()
+    }
+
+    fn advertisement(&self, node: NodeId, task_ready: bool) -> Advertisement {
+        Advertisement {
+            node,
+            sequence: self.sequence,
+            task_ready,
+            capabilities: self.capabilities.clone(),
+            accept_from: self.accept_from.clone(),
+            lease_s: self.lease_s,
+        }
+    }
+
+    /// The advertisement to send now, if one is due. A node without capabilities has nothing to
+    /// say and says nothing.
+    pub(crate) fn take_due(
+        &mut self,
+        node: NodeId,
+        task_ready: bool,
+        at: Moment,
+    ) -> Option<Advertisement> {
+        if at.now < self.due_at || self.capabilities.is_empty() {
+            return None;
+        }
+        // A clock that was set back must not make the next one look older.
+        self.sequence = at.unix_ms.max(self.sequence + 1);
+        self.due_at = at.now + self.renewal(self.lease_s);
+        Some(self.advertisement(node, task_ready))
+    }
+
+    /// Something changed, or the registry is back.
+    pub(crate) fn hurry(&mut self, now: Time) {
+        self.due_at = now;
+    }
+
+    /// The registry took it for so long.
+    pub(crate) fn taken(&mut self, lease_s: u32, now: Time) {
+        self.due_at = now + self.renewal(lease_s);
+    }
+
+    /// The registry did not take it.
+    pub(crate) fn not_taken(&mut self, now: Time) {
+        self.due_at = now + RETRY;
+    }
+
+    fn renewal(&self, lease_s: u32) -> Duration {
+        (Duration::from_secs(u64::from(lease_s)) / 3).max(RETRY)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64, unix_ms: u64) -> Moment {
+        Moment { now: Time::from_nanos(seconds * 1_000_000_000), unix_ms }
+    }
+
+    #[test]
+    fn it_is_renewed_after_a_third_and_its_sequence_never_goes_back() {
+        let capabilities = BTreeMap::from([("model".to_owned(), "m".to_owned())]);
+        let mut advertiser = Advertiser::new(&[], &capabilities, 60);
+        let first = advertiser.take_due(NodeId(3), true, at(0, 1_000)).expect("due at once");
+        assert_eq!((first.node, first.task_ready, first.sequence), (NodeId(3), true, 1_000));
+        assert_eq!(advertiser.take_due(NodeId(3), true, at(19, 20_000)), None);
+        let second = advertiser.take_due(NodeId(3), true, at(20, 500)).expect("after a third");
+        assert_eq!(second.sequence, 1_001);
+        advertiser.hurry(at(21, 0).now);
+        let third = advertiser.take_due(NodeId(3), false, at(21, 600)).expect("hurried");
+        assert!(!third.task_ready && third.sequence == 1_002);
+        let mut silent = Advertiser::new(&[], &BTreeMap::new(), 60);
+        assert_eq!(silent.take_due(NodeId(3), true, at(0, 0)), None);
+    }
+}

@@ -1,0 +1,246 @@
+//! What a node asks of its control thread.
+//!
+//! Each question travels with the closure that takes its answer, in one bounded queue; the caller
+//! waits with a time-out. The local socket's connections use the same queue from inside the thread.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, RecvTimeoutError};
+use ramjet_proto::ids::{NodeId, OfferId};
+use ramjet_proto::market::message::{EngagementRow, Query, Standing, WorkerRow};
+use tokio::sync::mpsc;
+
+use super::ControlTimings;
+use super::local_job::Verdicts;
+use super::vocabulary::Histograms;
+use crate::node::{EngageEvent, EngageRequest, Engagement, NodeError, Status};
+
+/// Questions that wait at a time; more are refused by name.
+pub(crate) const ASKS_MAX: usize = 1_024;
+
+/// Takes the answer to a question.
+pub(crate) type Respond<T> = Box<dyn FnOnce(Result<T, NodeError>) + Send>;
+
+/// An engagement to make, and where its events go.
+pub(crate) struct EngageAsk {
+    pub(crate) request: EngageRequest,
+    pub(crate) events: EventSink,
+    /// Where a job that judges its results later keeps the judgements; `None` if it judges at once.
+    pub(crate) verdicts: Option<Arc<Verdicts>>,
+    pub(crate) respond: Respond<OfferId>,
+}
+
+/// Where events go: a caller's channel, and what wakes it if it is no thread.
+pub(crate) struct EventSink {
+    pub(crate) channel: crossbeam::channel::Sender<EngageEvent>,
+    pub(crate) wake: Option<Arc<tokio::sync::Notify>>,
+}
+
+/// Events that a caller may leave unread: room for every step of an engagement and for progress.
+pub(crate) const EVENTS_MAX: usize = 64;
+
+/// A question to the control thread.
+pub(crate) enum Ask {
+    Engage(Box<EngageAsk>),
+    Cancel(OfferId),
+    Resolve(Query, Respond<Vec<WorkerRow>>),
+    Standing(String, Respond<Standing>),
+    Engagements(Option<String>, u32, Respond<Vec<EngagementRow>>),
+    Trust(NodeId, Respond<()>),
+    Status(Respond<Status>),
+    Histograms(Respond<Histograms>),
+    Shutdown(Respond<()>),
+}
+
+/// What the thread publishes about its registration.
+#[derive(Default)]
+pub(crate) struct Registration {
+    pub(crate) node: NodeId,
+    pub(crate) address: String,
+    /// What went wrong last, until it is registered.
+    pub(crate) last_error: Option<String>,
+    /// Set when the thread gave up: waiting is pointless.
+    pub(crate) fatal: bool,
+}
+
+/// State that the handle reads and the thread writes.
+pub(crate) struct Shared {
+    pub(crate) registry: SocketAddr,
+    pub(crate) listen: SocketAddr,
+    pub(crate) timings: ControlTimings,
+    registration: Mutex<Registration>,
+    changed: Condvar,
+    thread: Mutex<Option<JoinHandle<Result<(), String>>>>,
+}
+
+impl Shared {
+    pub(crate) fn new(registry: SocketAddr, listen: SocketAddr, timings: ControlTimings) -> Self {
+        Shared {
+            registry,
+            listen,
+            timings,
+            registration: Mutex::default(),
+            changed: Condvar::new(),
+            thread: Mutex::new(None),
+        }
+    }
+
+    fn registration(&self) -> MutexGuard<'_, Registration> {
+        // Its fields are replaced one by one and valid in between.
+        self.registration.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Publishes a change and wakes whoever waits for it.
+    pub(crate) fn publish(&self, change: impl FnOnce(&mut Registration)) {
+        change(&mut self.registration());
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn keep_thread(&self, thread: JoinHandle<Result<(), String>>) {
+        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+    }
+}
+
+/// The way to a control thread; clones reach the same one.
+#[derive(Clone)]
+pub struct ControlHandle {
+    pub(crate) asks: mpsc::Sender<Ask>,
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl ControlHandle {
+    /// Puts a question, or says why it cannot be put.
+    pub(crate) fn put(&self, ask: Ask) -> Result<(), NodeError> {
+        self.asks.try_send(ask).map_err(|error| {
+            NodeError(match error {
+                mpsc::error::TrySendError::Full(_) => format!(
+                    "the control thread has {ASKS_MAX} questions waiting, its limit; ask again"
+                ),
+                mpsc::error::TrySendError::Closed(_) => {
+                    "the node has shut down; start it again".to_owned()
+                }
+            })
+        })
+    }
+
+    fn ask<T: Send + 'static>(
+        &self,
+        what: &str,
+        limit: Duration,
+        question: impl FnOnce(Respond<T>) -> Ask,
+    ) -> Result<T, NodeError> {
+        let (sender, receiver) = crossbeam::channel::bounded(1);
+        self.put(question(Box::new(move |answer| {
+            // The caller has given up if nobody listens.
+            let _ = sender.send(answer);
+        })))?;
+        match receiver.recv_timeout(limit) {
+            Ok(answer) => answer,
+            Err(RecvTimeoutError::Timeout) => {
+                Err(NodeError(format!("{what}: no answer within {limit:?}")))
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                Err(NodeError(format!("{what}: the node shut down before it answered")))
+            }
+        }
+    }
+
+    pub(crate) fn node_id(&self) -> NodeId {
+        self.shared.registration().node
+    }
+
+    pub(crate) fn address(&self) -> String {
+        self.shared.registration().address.clone()
+    }
+
+    pub(crate) fn listen_addr(&self) -> SocketAddr {
+        self.shared.listen
+    }
+
+    pub(crate) fn wait_registered(&self, limit: Duration) -> Result<NodeId, NodeError> {
+        let until = Instant::now() + limit;
+        let mut registration = self.shared.registration();
+        loop {
+            if registration.node != NodeId(0) {
+                return Ok(registration.node);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || registration.fatal {
+                let what = registration.last_error.as_deref().unwrap_or("it has not answered yet");
+                return Err(NodeError(format!(
+                    "registry {}: not registered within {limit:?}: {what}",
+                    self.shared.registry
+                )));
+            }
+            registration = self
+                .shared
+                .changed
+                .wait_timeout(registration, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    pub(crate) fn engage(&self, request: EngageRequest) -> Result<Engagement, NodeError> {
+        let (channel, events): (_, Receiver<EngageEvent>) =
+            crossbeam::channel::bounded(EVENTS_MAX);
+        let events_sink = EventSink { channel, wake: None };
+        self.ask("engage", self.shared.timings.ask, |respond| {
+            Ask::Engage(Box::new(EngageAsk {
+                request,
+                events: events_sink,
+                verdicts: None,
+                respond,
+            }))
+        })?;
+        Ok(events)
+    }
+
+    pub(crate) fn resolve(&self, query: Query) -> Result<Vec<WorkerRow>, NodeError> {
+        self.ask("resolve", self.shared.timings.ask, |respond| Ask::Resolve(query, respond))
+    }
+
+    pub(crate) fn standing(&self, who: &str) -> Result<Standing, NodeError> {
+        let who = who.to_owned();
+        self.ask("standing", self.shared.timings.ask, |respond| Ask::Standing(who, respond))
+    }
+
+    pub(crate) fn engagements(
+        &self,
+        who: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<EngagementRow>, NodeError> {
+        let who = who.map(str::to_owned);
+        self.ask("engagements", self.shared.timings.ask, |respond| {
+            Ask::Engagements(who, limit, respond)
+        })
+    }
+
+    pub(crate) fn trust(&self, node: NodeId) -> Result<(), NodeError> {
+        self.ask("trust", self.shared.timings.ask, |respond| Ask::Trust(node, respond))
+    }
+
+    pub(crate) fn status(&self) -> Result<Status, NodeError> {
+        self.ask("status", self.shared.timings.ask, Ask::Status)
+    }
+
+    pub(crate) fn histograms(&self) -> Result<Histograms, NodeError> {
+        self.ask("histograms", self.shared.timings.ask, Ask::Histograms)
+    }
+
+    pub(crate) fn shutdown(&self) -> Result<(), NodeError> {
+        let timings = &self.shared.timings;
+        // Running work, then the last settlements, then the workers.
+        let limit = timings.drain + timings.grace + timings.ask;
+        self.ask("shutdown", limit, Ask::Shutdown)?;
+        let thread = self.shared.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match thread.map(JoinHandle::join) {
+            None | Some(Ok(Ok(()))) => Ok(()),
+            Some(Ok(Err(error))) => Err(NodeError(error)),
+            Some(Err(_)) => Err(NodeError("the control thread panicked".to_owned())),
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! The control thread: everything of a node that is not the path of a task.
+//!
+//! | file | holds |
+//! |---|---|
+//! | [`vocabulary`] | the only words between control and the workers |
+//! | `handle` | what a [`crate::node::Node`] asks of the thread, and how it is answered |
+//! | `thread` | the thread: runtime, the one loop, the carrying-out of decisions |
+//! | `plane` | every decision, as a state machine without input or output |
+//! | `requester`, `serving` | the two halves of the plane: our engagements, and those we serve |
+//! | `engagements` | the tables of both |
+//! | `receipts`, `settle`, `spool` | the account of an engagement: its rules, its way to the registry, its place on disk |
+//! | `link`, `pilot`, `transport`, `backoff` | the registry: protocol state, Pilot messages, framed TCP |
+//! | `advertise` | what the node says of itself |
+//! | `local`, [`local_client`], `local_wire`, `local_job` | the local socket: both ends, their protocol, the job between |
+//! | [`query`] | questions to a registry without a node |
+//!
+//! Invariants: the plane never blocks and reads no clock; a receipt is durable before a command
+//! that sends it is released; whatever comes from the registry, a peer or a local client is checked
+//! where it enters, and what is refused is named and counted. If this thread stops for a second,
+//! tasks flow on and only accounting is late.
+
+mod advertise;
+mod backoff;
+mod engagements;
+mod handle;
+mod link;
+mod local;
+pub mod local_client;
+mod local_job;
+mod local_wire;
+mod observe;
+mod pilot;
+mod pin;
+mod plane;
+pub mod query;
+mod receipts;
+mod requester;
+mod serving;
+mod settle;
+mod shutdown;
+mod spool;
+mod thread;
+mod timings;
+mod transport;
+pub mod vocabulary;
+
+pub use handle::ControlHandle;
+pub(crate) use thread::start;
+pub use timings::ControlTimings;

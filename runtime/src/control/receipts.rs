@@ -1,0 +1,281 @@
+//! The account of one engagement, as each end keeps it: pure rules over receipts.
+//!
+//! A requester signs cumulative receipts, each naming the hash of the one before, and has at most
+//! one without a countersignature under way: a newer one replaces it. A worker countersigns a
+//! receipt that follows the last one and claims no more than the worker has made; if it claims
+//! less, that is the requester's word, and only what it signs for is earned.
+//!
+//! Absent: the spool, the wire and the clock. Callers write a receipt to the spool before it leaves.
+
+use std::fmt;
+
+use ramjet_proto::identity::{Identity, PublicKey};
+use ramjet_proto::ids::EngagementId;
+use ramjet_proto::market::{RECEIPT_LEN, Receipt, SignedReceipt};
+
+use super::vocabulary::Totals;
+
+/// Tasks that a receipt accounts for: what a countersignature releases from the unsigned limit.
+pub(crate) fn covered(receipt: &Receipt) -> u64 {
+    receipt
+        .accepted
+        .saturating_add(receipt.rejected)
+        .saturating_add(receipt.failed)
+        .saturating_add(receipt.expired)
+}
+
+/// Why a receipt was not accepted by the end it came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ReceiptRefusal {
+    /// Not the bytes of a receipt.
+    Malformed,
+    /// A signature does not verify: whose.
+    BadSignature(&'static str),
+    /// It names another engagement.
+    WrongEngagement(EngagementId),
+    /// Older than the newest one: both numbers.
+    Stale { k: u32, newest: u32 },
+    /// A counter shrank, or two receipts share a number and differ.
+    Contradiction { k: u32, newest: u32 },
+    /// It is the next one but does not name the hash of the last.
+    BrokenChain { k: u32 },
+    /// It claims more than this worker has made: which counter, the claim and what was made.
+    MoreThanMade { what: &'static str, claimed: u64, made: u64 },
+    /// A countersignature for a receipt that was never sent.
+    NeverSent { k: u32 },
+}
+
+impl ReceiptRefusal {
+    /// The name of its counter.
+    pub(crate) fn counter(&self) -> &'static str {
+        match self {
+            ReceiptRefusal::Malformed => "receipt_malformed",
+            ReceiptRefusal::BadSignature(_) => "receipt_bad_signature",
+            ReceiptRefusal::WrongEngagement(_) => "receipt_wrong_engagement",
+            ReceiptRefusal::Stale { .. } => "receipt_stale",
+            ReceiptRefusal::Contradiction { .. } => "receipt_contradiction",
+            ReceiptRefusal::BrokenChain { .. } => "receipt_broken_chain",
+            ReceiptRefusal::MoreThanMade { .. } => "receipt_more_than_made",
+            ReceiptRefusal::NeverSent { .. } => "receipt_never_sent",
+        }
+    }
+}
+
+impl fmt::Display for ReceiptRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ReceiptRefusal::Malformed => f.write_str("not a receipt"),
+            ReceiptRefusal::BadSignature(whose) => {
+                write!(f, "the {whose}'s signature does not verify")
+            }
+            ReceiptRefusal::WrongEngagement(named) => write!(f, "it names engagement {named}"),
+            ReceiptRefusal::Stale { k, newest } => write!(f, "k {k} is before {newest}"),
+            ReceiptRefusal::Contradiction { k, newest } => {
+                write!(f, "k {k} contradicts the signed k {newest}")
+            }
+            ReceiptRefusal::BrokenChain { k } => {
+                write!(f, "k {k} does not name the hash of k {}", k.saturating_sub(1))
+            }
+            ReceiptRefusal::MoreThanMade { what, claimed, made } => {
+                write!(f, "it claims {what} {claimed}, this worker made {made}")
+            }
+            ReceiptRefusal::NeverSent { k } => write!(f, "k {k} was never sent"),
+        }
+    }
+}
+
+/// The requester's side of one account.
+#[derive(Clone, Debug)]
+pub(crate) struct RequesterAccount {
+    engagement: EngagementId,
+    worker_key: PublicKey,
+    /// The newest receipt signed here, countersigned or not.
+    newest: Option<Receipt>,
+    /// The newest with both signatures.
+    whole: Option<SignedReceipt>,
+}
+
+impl RequesterAccount {
+    pub(crate) fn new(engagement: EngagementId, worker_key: PublicKey) -> Self {
+        RequesterAccount { engagement, worker_key, newest: None, whole: None }
+    }
+
+    /// The newest receipt with both signatures.
+    pub(crate) fn whole(&self) -> Option<&SignedReceipt> {
+        self.whole.as_ref()
+    }
+
+    /// The number of the newest receipt with both signatures, 0 if there is none.
+    pub(crate) fn whole_k(&self) -> u32 {
+        self.whole.map_or(0, |whole| whole.receipt.k)
+    }
+
+    /// The number of the newest receipt signed here, 0 if there is none.
+    pub(crate) fn newest_k(&self) -> u32 {
+        self.newest.map_or(0, |newest| newest.k)
+    }
+
+    /// Whether the newest receipt still lacks its countersignature.
+    pub(crate) fn in_flight(&self) -> bool {
+        self.newest_k() > self.whole_k()
+    }
+
+    /// The receipt that `totals` ask for; `None` if the newest one already says as much.
+    pub(crate) fn next(&self, totals: &Totals) -> Option<Receipt> {
+        let newest = self.newest.unwrap_or_default();
+        // Reports overtake nothing, but a counter that went back must not make a receipt that
+        // every other party would refuse: the greater of both stands.
+        let receipt = Receipt {
+            engagement: self.engagement,
+            k: newest.k.checked_add(1)?,
+            accepted: totals.accepted.max(newest.accepted),
+            rejected: totals.rejected.max(newest.rejected),
+            failed: totals.failed.max(newest.failed),
+            expired: totals.expired.max(newest.expired),
+            busy_ns: totals.busy_ns.max(newest.busy_ns),
+            staged_ns: totals.staged_ns.max(newest.staged_ns),
+            previous: self.newest.map_or([0; 32], |newest| newest.hash()),
+        };
+        (covered(&receipt) > covered(&newest)).then_some(receipt)
+    }
+
+    /// Signs `receipt`, which [`Self::next`] made: from now on it is the newest.
+    pub(crate) fn sign(&mut self, receipt: Receipt, requester: &Identity) -> SignedReceipt {
+        assert!(receipt.k == self.newest_k() + 1, "receipts of an engagement are signed in order");
+        self.newest = Some(receipt);
+        receipt.sign(requester)
+    }
+
+    /// Takes a countersigned receipt; `Ok(None)` if it, or a later one, is already here. One that a
+    /// newer receipt has replaced meanwhile is still the newest with both signatures.
+    ///
+    /// # Errors
+    /// Why it is not one of ours, countersigned.
+    pub(crate) fn countersigned(
+        &mut self,
+        bytes: &[u8; RECEIPT_LEN],
+        requester_key: &PublicKey,
+    ) -> Result<Option<SignedReceipt>, ReceiptRefusal> {
+        let signed = SignedReceipt::decode(bytes).map_err(|_| ReceiptRefusal::Malformed)?;
+        let k = signed.receipt.k;
+        if signed.receipt.engagement != self.engagement {
+            return Err(ReceiptRefusal::WrongEngagement(signed.receipt.engagement));
+        }
+        if k == 0 || k > self.newest_k() {
+            return Err(ReceiptRefusal::NeverSent { k });
+        }
+        // Our own signature proves that an older, replaced receipt is one we once sent.
+        if signed.verify_requester(requester_key).is_err() {
+            return Err(ReceiptRefusal::BadSignature("requester"));
+        }
+        if signed.verify(requester_key, &self.worker_key).is_err() {
+            return Err(ReceiptRefusal::BadSignature("worker"));
+        }
+        if k <= self.whole_k() {
+            return Ok(None);
+        }
+        self.whole = Some(signed);
+        Ok(Some(signed))
+    }
+}
+
+/// What a worker does with a receipt that is in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Examined {
+    /// New: countersign it, spool it, send it back.
+    Fresh(SignedReceipt),
+    /// The one it countersigned last: send that back again.
+    Repeated(SignedReceipt),
+}
+
+/// The worker's side of one account.
+#[derive(Clone, Debug)]
+pub(crate) struct WorkerAccount {
+    engagement: EngagementId,
+    requester_key: PublicKey,
+    whole: Option<SignedReceipt>,
+}
+
+impl WorkerAccount {
+    pub(crate) fn new(engagement: EngagementId, requester_key: PublicKey) -> Self {
+        WorkerAccount { engagement, requester_key, whole: None }
+    }
+
+    /// The newest receipt with both signatures.
+    pub(crate) fn whole(&self) -> Option<&SignedReceipt> {
+        self.whole.as_ref()
+    }
+
+    /// The number of the newest receipt with both signatures, 0 if there is none.
+    pub(crate) fn whole_k(&self) -> u32 {
+        self.whole.map_or(0, |whole| whole.receipt.k)
+    }
+
+    /// Judges a receipt against the last one and against what this worker has made.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub(crate) fn examine(
+        &self,
+        bytes: &[u8; RECEIPT_LEN],
+        made: &Totals,
+    ) -> Result<Examined, ReceiptRefusal> {
+        let signed = SignedReceipt::decode(bytes).map_err(|_| ReceiptRefusal::Malformed)?;
+        let receipt = &signed.receipt;
+        if receipt.engagement != self.engagement {
+            return Err(ReceiptRefusal::WrongEngagement(receipt.engagement));
+        }
+        if signed.verify_requester(&self.requester_key).is_err() {
+            return Err(ReceiptRefusal::BadSignature("requester"));
+        }
+        if let Some(whole) = &self.whole {
+            let (k, newest) = (receipt.k, whole.receipt.k);
+            if *receipt == whole.receipt {
+                return Ok(Examined::Repeated(*whole));
+            }
+            if k < newest {
+                return Err(ReceiptRefusal::Stale { k, newest });
+            }
+            if !receipt.follows(&whole.receipt) {
+                return Err(ReceiptRefusal::Contradiction { k, newest });
+            }
+            if k == newest + 1 && receipt.previous != whole.receipt.hash() {
+                return Err(ReceiptRefusal::BrokenChain { k });
+            }
+        } else if receipt.k == 0 || (receipt.k == 1 && receipt.previous != [0; 32]) {
+            return Err(ReceiptRefusal::BrokenChain { k: receipt.k });
+        }
+        within(receipt, made)?;
+        Ok(Examined::Fresh(signed))
+    }
+
+    /// Countersigns `fresh`, which [`Self::examine`] found in order: from now on it is the newest.
+    pub(crate) fn countersign(
+        &mut self,
+        fresh: SignedReceipt,
+        worker: &Identity,
+    ) -> SignedReceipt {
+        assert!(fresh.receipt.k > self.whole_k(), "only a fresh receipt is countersigned");
+        let whole = fresh.countersign(worker);
+        self.whole = Some(whole);
+        whole
+    }
+}
+
+/// Whether a receipt claims no more than was made.
+fn within(receipt: &Receipt, made: &Totals) -> Result<(), ReceiptRefusal> {
+    let judged = receipt.accepted.saturating_add(receipt.rejected);
+    let claims = [
+        ("accepted and rejected", judged, made.done),
+        ("failed", receipt.failed, made.failed),
+        ("expired", receipt.expired, made.expired),
+        ("busy_ns", receipt.busy_ns, made.busy_ns),
+        ("staged_ns", receipt.staged_ns, made.staged_ns),
+    ];
+    for (what, claimed, made) in claims {
+        if claimed > made {
+            return Err(ReceiptRefusal::MoreThanMade { what, claimed, made });
+        }
+    }
+    Ok(())
+}

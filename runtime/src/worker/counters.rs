@@ -1,0 +1,140 @@
+//! What a worker counts: one writer, read by anybody at any time.
+//!
+//! Two laws hold whenever the worker rests, and `docs/ARCHITECTURE.md` names them:
+//!
+//! - datagrams received = delivered + handled + dropped;
+//! - the sum over `dropped_<reason>` = datagrams dropped + frames dropped + sends given up.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ramjet_proto::fault::DropReason;
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $variant:ident => $label:literal,)*) => {
+        /// One thing that is counted.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(usize)]
+        pub enum Counter { $($(#[$doc])* $variant,)* }
+
+        const COUNTERS: &[(Counter, &str)] = &[$((Counter::$variant, $label),)*];
+    };
+}
+
+counters! {
+    /// Datagrams that arrived.
+    DatagramsReceived => "datagrams_received",
+    /// Their bytes.
+    BytesReceived => "bytes_received",
+    /// Datagrams whose frames went on to the rooms.
+    DatagramsDelivered => "datagrams_delivered",
+    /// Datagrams that the tunnel dealt with: key exchange, keepalive, beacon.
+    DatagramsHandled => "datagrams_handled",
+    /// Datagrams dropped, by all reasons.
+    DatagramsDropped => "datagrams_dropped",
+    /// Datagrams handed to another worker, whose they are.
+    DatagramsForwarded => "datagrams_forwarded",
+    /// Datagrams sent.
+    DatagramsSent => "datagrams_sent",
+    /// Trains they left in.
+    TrainsSent => "trains_sent",
+    /// Their bytes.
+    BytesSent => "bytes_sent",
+    /// Trains that could not be sent.
+    SendsDropped => "sends_dropped",
+    /// Frames read.
+    FramesReceived => "frames_received",
+    /// Frames dropped, by all reasons.
+    FramesDropped => "frames_dropped",
+    /// Tasks that ran here.
+    TasksRun => "tasks_run",
+    /// Answers that arrived for tasks of ours.
+    AnswersReceived => "answers_received",
+    /// Tasks given to the pool.
+    PoolTasks => "pool_tasks",
+    /// Tasks refused because the pool was full.
+    PoolFull => "pool_full",
+    /// System calls made to move datagrams.
+    SystemCalls => "system_calls",
+    /// Turns of the loop that found work.
+    Turns => "turns",
+    /// Times the worker slept.
+    Parks => "parks",
+    /// Times the kernel found no receive buffer.
+    OutOfBuffers => "out_of_buffers",
+    /// Reports that had to wait because control was busy.
+    ReportsDeferred => "reports_deferred",
+}
+
+/// The counters of one worker.
+#[derive(Debug)]
+pub struct Counters {
+    values: Box<[AtomicU64]>,
+    drops: Box<[AtomicU64]>,
+}
+
+fn zeros(count: usize) -> Box<[AtomicU64]> {
+    (0..count).map(|_| AtomicU64::new(0)).collect()
+}
+
+fn bump(cell: &AtomicU64, by: u64) {
+    // One thread writes, so no read-modify-write is needed.
+    cell.store(cell.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
+}
+
+impl Counters {
+    /// All at zero.
+    pub fn new() -> Self {
+        Counters { values: zeros(COUNTERS.len()), drops: zeros(DropReason::COUNT) }
+    }
+
+    /// Adds to one. Only the worker that owns them may.
+    pub fn add(&self, counter: Counter, by: u64) {
+        bump(&self.values[counter as usize], by);
+    }
+
+    /// A datagram is dropped.
+    pub fn drop_datagram(&self, reason: DropReason) {
+        self.add(Counter::DatagramsDropped, 1);
+        bump(&self.drops[reason.index()], 1);
+    }
+
+    /// A frame is dropped.
+    pub fn drop_frame(&self, reason: DropReason) {
+        self.add(Counter::FramesDropped, 1);
+        bump(&self.drops[reason.index()], 1);
+    }
+
+    /// Something is not sent.
+    pub fn drop_send(&self, reason: DropReason, count: u64) {
+        self.add(Counter::SendsDropped, count);
+        bump(&self.drops[reason.index()], count);
+    }
+
+    /// The value of one.
+    pub fn read(&self, counter: Counter) -> u64 {
+        self.values[counter as usize].load(Ordering::Relaxed)
+    }
+
+    /// How often this reason occurred.
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.drops[reason.index()].load(Ordering::Relaxed)
+    }
+
+    /// All of them by name; drop reasons as `dropped_<label>`.
+    pub fn snapshot(&self) -> BTreeMap<String, u64> {
+        let values = COUNTERS
+            .iter()
+            .map(|(counter, label)| ((*label).to_owned(), self.read(*counter)));
+        let drops = DropReason::ALL
+            .iter()
+            .map(|reason| (format!("dropped_{}", reason.label()), self.dropped(*reason)));
+        values.chain(drops).collect()
+    }
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self::new()
+    }
+}

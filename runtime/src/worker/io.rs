@@ -1,0 +1,88 @@
+//! Rooms 1 and 10: what moves datagrams, behind one trait.
+//!
+//! | backend | in | out | wait |
+//! |---|---|---|---|
+//! | [`super::ring`] | multishot `recvmsg` into provided buffers, GRO | `sendmsg`, GSO, queued per turn | one `io_uring_enter` |
+//! | [`super::mmsg`] | `recvmmsg`, GRO | `sendmsg`, GSO, at once | `poll` |
+//!
+//! A backend records completions and hands them over in batches; it never acts on them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::arena::{ReceiveArena, SendArena};
+
+/// Most trains that one harvest hands over, so that a turn stays bounded.
+pub const HARVEST_MAX: usize = 64;
+
+/// A train of datagrams from one peer, as GRO gathered it; or one datagram.
+#[derive(Clone, Copy, Debug)]
+pub struct Incoming {
+    /// The leased buffer it lies in.
+    pub buffer: u16,
+    /// Where the payload starts in the buffer.
+    pub offset: usize,
+    /// Bytes of payload.
+    pub len: usize,
+    /// Length of each datagram; the last may be shorter. Equal to `len` for one datagram.
+    pub segment: usize,
+    /// Who sent it.
+    pub source: SocketAddr,
+    /// Whether the kernel had to cut it.
+    pub truncated: bool,
+}
+
+/// A train to send.
+#[derive(Clone, Copy, Debug)]
+pub struct Outgoing {
+    /// The train being filled.
+    pub train: u16,
+    /// Bytes in it.
+    pub len: usize,
+    /// Length of each datagram but the last, which may be shorter.
+    pub segment: usize,
+    /// To whom.
+    pub target: SocketAddr,
+}
+
+/// What happened since the last look, beside arrivals.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Events {
+    /// Trains that the kernel refused to send.
+    pub send_failures: u32,
+    /// Times that the kernel found no receive buffer.
+    pub out_of_buffers: u32,
+    /// System calls made.
+    pub system_calls: u32,
+}
+
+/// Moves datagrams.
+pub trait Io {
+    /// The label used in status and benchmarks.
+    fn label(&self) -> &'static str;
+
+    /// Datagrams that a train may hold: 1 where segmentation is not to be had.
+    fn train_datagrams_max(&self) -> usize;
+
+    /// Hands over what has arrived, at most [`HARVEST_MAX`] trains; frees trains that were sent.
+    fn harvest(
+        &mut self,
+        receive: &mut ReceiveArena,
+        send: &mut SendArena,
+        batch: &mut Vec<Incoming>,
+    ) -> Events;
+
+    /// Gives a leased buffer back.
+    fn release(&mut self, receive: &mut ReceiveArena, buffer: u16);
+
+    /// Queues a train, or sends it at once.
+    fn submit(&mut self, send: &mut SendArena, outgoing: Outgoing);
+
+    /// Lets the kernel work on what was queued; waits up to `wait` for something to happen, or not
+    /// at all if it is `None`. A wake-up through the waker's event ends the wait.
+    ///
+    /// # Errors
+    /// What the kernel says, if the backend cannot go on.
+    fn enter(&mut self, wait: Option<Duration>) -> io::Result<()>;
+}

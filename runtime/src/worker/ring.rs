@@ -1,0 +1,405 @@
+//! Rooms 1 and 10 on io_uring.
+//!
+//! One ring with one socket: a multishot `recvmsg` fills buffers from a provided-buffer ring, sends
+//! are queued and leave with the turn's one `io_uring_enter`, and a multishot poll on the waker's
+//! eventfd ends a wait. Only these operations are ever written: receive, send, poll.
+//!
+//! `DEFER_TASKRUN` means that completions appear only when this thread enters the ring with
+//! GETEVENTS; the `TASKRUN` flag says when that is worth it, so a spinning worker makes no system
+//! call while nothing has arrived.
+#![expect(unsafe_code, reason = "the ring shares memory with the kernel; one of two files")]
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+use io_uring::types::{Fixed, RecvMsgOut, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+use socket2::SockAddr;
+
+use super::arena::{DescriptorRing, RECEIVE_BUFFERS, ReceiveArena, SEND_TRAINS, SendArena};
+use super::arena::{RECEIVE_HEAD, TRAIN_DATAGRAMS_MAX};
+use super::io::{Events, HARVEST_MAX, Incoming, Io, Outgoing};
+
+const SUBMISSIONS: u32 = 256;
+/// Receive buffers + trains + poll and receive notices, doubled: the queue cannot overflow.
+const COMPLETIONS: u32 = 1_024;
+const _: () = assert!(COMPLETIONS > 2 * (RECEIVE_BUFFERS as u32 + SEND_TRAINS as u32));
+
+const BUFFER_GROUP: u16 = 0;
+const SOCKET: Fixed = Fixed(0);
+const WAKE: Fixed = Fixed(1);
+
+const TOKEN_RECEIVE: u64 = 1 << 32;
+const TOKEN_WAKE: u64 = 2 << 32;
+const TOKEN_SEND: u64 = 3 << 32;
+
+/// Room for an IPv6 source address.
+const NAME_LEN: usize = size_of::<libc::sockaddr_in6>();
+/// Room for one control message with an `int` (UDP_GRO): header, value, padding.
+const CONTROL_LEN: usize = 24;
+/// The kernel's `io_uring_recvmsg_out` before name and control.
+const OUT_LEN: usize = 16;
+const _: () = assert!(OUT_LEN + NAME_LEN + CONTROL_LEN <= RECEIVE_HEAD);
+
+/// What a queued `sendmsg` points at: lives until its completion.
+struct SendHeader {
+    message: libc::msghdr,
+    vector: libc::iovec,
+    name: SockAddr,
+    /// `cmsghdr` and a `u16` segment length, aligned as the kernel wants it.
+    control: [u64; 3],
+}
+
+/// The io_uring backend.
+pub struct Ring {
+    ring: IoUring,
+    descriptors: DescriptorRing,
+    receive_header: Box<libc::msghdr>,
+    send_headers: Box<[SendHeader]>,
+    receive_armed: bool,
+    wake_armed: bool,
+    /// Sends are queued, or a request is to be armed: the next enter has something to submit.
+    queued: bool,
+    segmentation: bool,
+    events: Events,
+}
+
+// SAFETY: the raw pointers inside point into boxes and arenas that move with the worker; the ring
+// is created and used on the worker's own thread alone.
+unsafe impl Send for Ring {}
+
+impl Ring {
+    /// Sets the ring up on the calling thread, which must be the only one to use it.
+    ///
+    /// # Errors
+    /// What the kernel refused: io_uring switched off (`kernel.io_uring_disabled`), blocked by
+    /// seccomp, too old, or out of locked memory.
+    pub fn new(
+        socket: &UdpSocket,
+        wake: BorrowedFd<'_>,
+        receive: &ReceiveArena,
+    ) -> io::Result<Self> {
+        let ring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_submit_all()
+            .setup_cqsize(COMPLETIONS)
+            .build(SUBMISSIONS)?;
+        ring.submitter().register_files(&[socket.as_raw_fd(), wake.as_raw_fd()])?;
+        let mut descriptors = DescriptorRing::new();
+        for buffer in 0..RECEIVE_BUFFERS {
+            descriptors.push(receive, buffer);
+        }
+        // SAFETY: the descriptor ring is page-aligned, holds exactly this many entries, and is a
+        // field of this struct declared after `ring`, so the kernel lets go of it first.
+        unsafe {
+            ring.submitter().register_buf_ring_with_flags(
+                descriptors.address(),
+                RECEIVE_BUFFERS,
+                BUFFER_GROUP,
+                0,
+            )?;
+        }
+        // SAFETY: all-zero bytes are a valid msghdr: null pointers with zero lengths.
+        let mut receive_header: Box<libc::msghdr> = Box::new(unsafe { std::mem::zeroed() });
+        receive_header.msg_namelen = u32::try_from(NAME_LEN).expect("28");
+        receive_header.msg_controllen = CONTROL_LEN;
+        let send_headers = (0..SEND_TRAINS).map(|_| SendHeader::empty()).collect();
+        let mut this = Ring {
+            ring,
+            descriptors,
+            receive_header,
+            send_headers,
+            receive_armed: false,
+            wake_armed: false,
+            queued: false,
+            segmentation: true,
+            events: Events::default(),
+        };
+        this.arm();
+        this.enter(None)?;
+        Ok(this)
+    }
+
+    fn push(&mut self, entry: &squeue::Entry) {
+        self.queued = true;
+        loop {
+            // SAFETY: everything an entry points at lives in a box of this struct or in the arenas,
+            // and stays there until the entry's completion.
+            if unsafe { self.ring.submission().push(entry) }.is_ok() {
+                return;
+            }
+            // The queue is full: hand it over and go on. An error here shows again in `enter`.
+            self.events.system_calls += 1;
+            let _ = self.ring.submit();
+        }
+    }
+
+    fn arm(&mut self) {
+        if !self.receive_armed {
+            let header: *const libc::msghdr = &*self.receive_header;
+            let entry =
+                opcode::RecvMsgMulti::new(SOCKET, header, BUFFER_GROUP).build().user_data(TOKEN_RECEIVE);
+            self.push(&entry);
+            self.receive_armed = true;
+        }
+        if !self.wake_armed {
+            let events = u32::try_from(libc::POLLIN).expect("a small constant");
+            let entry =
+                opcode::PollAdd::new(WAKE, events).multi(true).build().user_data(TOKEN_WAKE);
+            self.push(&entry);
+            self.wake_armed = true;
+        }
+    }
+
+    fn received(
+        &mut self,
+        receive: &mut ReceiveArena,
+        completion: &cqueue::Entry,
+        batch: &mut Vec<Incoming>,
+    ) {
+        if !cqueue::more(completion.flags()) {
+            self.receive_armed = false;
+        }
+        let Some(buffer) = cqueue::buffer_select(completion.flags()) else {
+            if completion.result() == -libc::ENOBUFS {
+                self.events.out_of_buffers += 1;
+            }
+            return;
+        };
+        receive.lease(buffer);
+        let filled = usize::try_from(completion.result()).unwrap_or(0);
+        let bytes = &receive.buffer(buffer)[..];
+        let parsed = RecvMsgOut::parse(&bytes[..filled], &self.receive_header).ok().and_then(|out| {
+            let source = parse_name(out.name_data())?;
+            let payload = out.payload_data();
+            let len = payload.len();
+            Some(Incoming {
+                buffer,
+                offset: OUT_LEN + NAME_LEN + CONTROL_LEN,
+                len,
+                segment: parse_segment(out.control_data()).unwrap_or(len).max(1),
+                source,
+                truncated: out.is_payload_truncated(),
+            })
+        });
+        match parsed {
+            Some(incoming) => batch.push(incoming),
+            None => self.release(receive, buffer),
+        }
+    }
+
+    fn sent(&mut self, send: &mut SendArena, completion: &cqueue::Entry) {
+        let train = u16::try_from(completion.user_data() & 0xFFFF).expect("masked");
+        if completion.result() < 0 {
+            self.events.send_failures += 1;
+            let refused = matches!(-completion.result(), libc::EIO | libc::EINVAL);
+            if refused && self.send_headers[usize::from(train)].message.msg_controllen != 0 {
+                // Some drivers and kernels refuse trains; the frames are repeated one by one.
+                self.segmentation = false;
+            }
+        }
+        send.free_train(train);
+    }
+}
+
+impl Io for Ring {
+    fn label(&self) -> &'static str {
+        "io_uring"
+    }
+
+    fn train_datagrams_max(&self) -> usize {
+        if self.segmentation { TRAIN_DATAGRAMS_MAX } else { 1 }
+    }
+
+    fn harvest(
+        &mut self,
+        receive: &mut ReceiveArena,
+        send: &mut SendArena,
+        batch: &mut Vec<Incoming>,
+    ) -> Events {
+        while batch.len() < HARVEST_MAX {
+            let Some(completion) = self.ring.completion().next() else { break };
+            match completion.user_data() & !0xFFFF_FFFF {
+                TOKEN_RECEIVE => self.received(receive, &completion, batch),
+                TOKEN_SEND => self.sent(send, &completion),
+                _ => self.wake_armed &= cqueue::more(completion.flags()),
+            }
+        }
+        std::mem::take(&mut self.events)
+    }
+
+    fn release(&mut self, receive: &mut ReceiveArena, buffer: u16) {
+        receive.release(buffer);
+        self.descriptors.push(receive, buffer);
+    }
+
+    fn submit(&mut self, send: &mut SendArena, outgoing: Outgoing) {
+        let start = send.to_kernel(outgoing.train);
+        let header = &mut self.send_headers[usize::from(outgoing.train)];
+        header.fill(start, &outgoing);
+        let message: *const libc::msghdr = &header.message;
+        let entry = opcode::SendMsg::new(SOCKET, message)
+            .build()
+            .user_data(TOKEN_SEND | u64::from(outgoing.train));
+        self.push(&entry);
+    }
+
+    fn enter(&mut self, wait: Option<Duration>) -> io::Result<()> {
+        self.arm();
+        let pending = {
+            let submission = self.ring.submission();
+            submission.taskrun() || submission.cq_overflow()
+        };
+        let result = match wait {
+            None if !self.queued && !pending => return Ok(()),
+            None => self.enter_now(),
+            Some(wait) => {
+                let timeout =
+                    Timespec::new().sec(wait.as_secs()).nsec(wait.subsec_nanos());
+                let arguments = SubmitArgs::new().timespec(&timeout);
+                self.events.system_calls += 1;
+                self.ring.submitter().submit_with_args(1, &arguments).map(drop)
+            }
+        };
+        self.queued = false;
+        match result {
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)
+                ) =>
+            {
+                Ok(())
+            }
+            other => other,
+        }
+    }
+}
+
+impl Ring {
+    /// Submits and runs deferred work, without waiting.
+    fn enter_now(&mut self) -> io::Result<()> {
+        let queued = {
+            let mut submission = self.ring.submission();
+            submission.sync();
+            u32::try_from(submission.len()).expect("at most SUBMISSIONS")
+        };
+        const GETEVENTS: u32 = 1;
+        self.events.system_calls += 1;
+        // SAFETY: the entries are complete and what they point at lives on, as `push` demands; no
+        // argument is passed.
+        unsafe { self.ring.submitter().enter::<()>(queued, 0, GETEVENTS, None) }.map(drop)
+    }
+}
+
+impl SendHeader {
+    fn empty() -> Self {
+        SendHeader {
+            // SAFETY: all-zero bytes are a valid msghdr and iovec: null pointers, zero lengths.
+            message: unsafe { std::mem::zeroed() },
+            // SAFETY: as above.
+            vector: unsafe { std::mem::zeroed() },
+            name: SockAddr::from(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0)),
+            control: [0; 3],
+        }
+    }
+
+    fn fill(&mut self, start: *mut u8, outgoing: &Outgoing) {
+        self.vector = libc::iovec { iov_base: start.cast(), iov_len: outgoing.len };
+        self.name = SockAddr::from(outgoing.target);
+        self.message.msg_name = self.name.as_ptr().cast_mut().cast();
+        self.message.msg_namelen = self.name.len();
+        self.message.msg_iov = &raw mut self.vector;
+        self.message.msg_iovlen = 1;
+        if outgoing.len > outgoing.segment {
+            // struct cmsghdr { size_t len; int level; int type; } then a __u16 (cmsg(3), udp(7)).
+            const HEADER: u64 = size_of::<libc::cmsghdr>() as u64;
+            let level = u64::from(libc::SOL_UDP.unsigned_abs());
+            let kind = u64::from(libc::UDP_SEGMENT.unsigned_abs());
+            let segment = outgoing.segment as u64;
+            self.control = if cfg!(target_endian = "little") {
+                [HEADER + 2, level | kind << 32, segment]
+            } else {
+                [HEADER + 2, level << 32 | kind, segment << 48]
+            };
+            self.message.msg_control = self.control.as_mut_ptr().cast();
+            self.message.msg_controllen = CONTROL_LEN;
+        } else {
+            self.message.msg_control = std::ptr::null_mut();
+            self.message.msg_controllen = 0;
+        }
+    }
+}
+
+fn set_option<T>(socket: &UdpSocket, level: i32, name: i32, value: &T) -> io::Result<()> {
+    let length = u32::try_from(size_of::<T>()).expect("a small structure");
+    let value: *const T = value;
+    // SAFETY: `value` points at `length` readable bytes for the time of the call, and what it points
+    // at in turn (a filter program) is kept by the caller for as long.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.cast(), length) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Lets the kernel gather datagrams of one peer into trains (udp(7), UDP_GRO).
+///
+/// # Errors
+/// What the kernel says.
+pub fn gather_trains(socket: &UdpSocket) -> io::Result<()> {
+    set_option(socket, libc::SOL_UDP, libc::UDP_GRO, &1_i32)
+}
+
+/// Attaches the steering program to a SO_REUSEPORT group through any of its sockets: the socket is
+/// chosen by the sender's node id, bytes 4 to 8 of every PILS, PILA and PILK frame, modulo the size
+/// of the group. A frame too short to have one goes to the first socket.
+///
+/// # Errors
+/// What the kernel says.
+pub fn attach_steering(socket: &UdpSocket, workers: u32) -> io::Result<()> {
+    let instruction = |code: u32, k: u32| libc::sock_filter {
+        code: u16::try_from(code).expect("BPF codes are 16 bits"),
+        jt: 0,
+        jf: 0,
+        k,
+    };
+    let mut program = [
+        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 4),
+        instruction(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, workers),
+        instruction(libc::BPF_RET | libc::BPF_A, 0),
+    ];
+    let filter = libc::sock_fprog { len: 3, filter: program.as_mut_ptr() };
+    set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, &filter)
+}
+
+#[expect(clippy::host_endian_bytes, reason = "the kernel writes these in host order")]
+fn parse_name(name: &[u8]) -> Option<SocketAddr> {
+    let family = u16::from_ne_bytes(name.get(..2)?.try_into().ok()?);
+    let port = u16::from_be_bytes(name.get(2..4)?.try_into().ok()?);
+    match i32::from(family) {
+        libc::AF_INET => {
+            let octets: [u8; 4] = name.get(4..8)?.try_into().ok()?;
+            Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::from(octets)), port))
+        }
+        libc::AF_INET6 => {
+            let octets: [u8; 16] = name.get(8..24)?.try_into().ok()?;
+            Some(SocketAddr::new(IpAddr::V6(Ipv6Addr::from(octets)), port))
+        }
+        _ => None,
+    }
+}
+
+/// The segment length that GRO reports (udp(7), UDP_GRO).
+#[expect(clippy::host_endian_bytes, reason = "the kernel writes these in host order")]
+fn parse_segment(control: &[u8]) -> Option<usize> {
+    let level = i32::from_ne_bytes(control.get(8..12)?.try_into().ok()?);
+    let kind = i32::from_ne_bytes(control.get(12..16)?.try_into().ok()?);
+    let segment = i32::from_ne_bytes(control.get(16..20)?.try_into().ok()?);
+    if level == libc::SOL_UDP && kind == libc::UDP_GRO {
+        usize::try_from(segment).ok()
+    } else {
+        None
+    }
+}

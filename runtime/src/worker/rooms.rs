@@ -1,0 +1,289 @@
+//! Rooms 4 to 8, and what they share: the channels, the outbox, the counters.
+//!
+//! A packet that the tunnel opened comes in; frames go to the end they concern ([`super::serve`],
+//! [`super::request`]); what they answer gathers in the outbox until the turn's flush. A frame that
+//! cannot be used is counted by its reason and never ends the batch.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crossbeam::channel::Sender;
+use ramjet_proto::engagement::FrameSink;
+use ramjet_proto::fault::DropReason;
+use ramjet_proto::frame::kind::{CloseReason, FROM_WORKER, Kind};
+use ramjet_proto::frame::{Frame, Head, TASK_PORT, Train};
+use ramjet_proto::ids::{ChannelId, NodeId};
+use ramjet_proto::time::Time;
+use ramjet_proto::tunnel::{Opened, TunnelHandle};
+use ramjet_proto::wire::header::Protocol;
+
+use super::arena::SendArena;
+use super::channels::{Channels, End};
+use super::counters::{Counter, Counters};
+use super::mailbox::ReportSender;
+use super::outbox::{Outbox, TunnelSink};
+use super::pool::PoolJob;
+use crate::control::vocabulary::{Histograms, Report, Side};
+use crate::handler::Skill;
+
+/// Reports that wait when control's queue is full. Above it, repeatable ones are dropped.
+const BACKLOG_MAX: usize = 65_536;
+
+/// The way to control, which may be busy.
+pub struct Reporter {
+    sender: ReportSender,
+    backlog: VecDeque<Report>,
+}
+
+impl Reporter {
+    /// Nothing waits.
+    pub fn new(sender: ReportSender) -> Self {
+        Reporter { sender, backlog: VecDeque::new() }
+    }
+
+    /// Reports now, or as soon as control has room: in order, never blocking.
+    pub fn report(&mut self, counters: &Counters, report: Report) {
+        self.retry();
+        let refused = if self.backlog.is_empty() {
+            self.sender.push(report).err()
+        } else {
+            Some(report)
+        };
+        let Some(report) = refused else { return };
+        // A peer repeats what it wants, and progress is told again; the rest must not be lost.
+        let repeatable = matches!(
+            report,
+            Report::PeerWanted { .. } | Report::Progress { .. } | Report::Receipt { .. }
+        );
+        if repeatable || self.backlog.len() >= BACKLOG_MAX {
+            counters.drop_send(DropReason::ControlBusy, 1);
+        } else {
+            counters.add(Counter::ReportsDeferred, 1);
+            self.backlog.push_back(report);
+        }
+    }
+
+    /// Hands over what waits, as far as there is room.
+    pub fn retry(&mut self) {
+        while let Some(report) = self.backlog.pop_front() {
+            if let Err(report) = self.sender.push(report) {
+                self.backlog.push_front(report);
+                return;
+            }
+        }
+    }
+}
+
+/// What rooms 4 to 8 work with.
+pub struct Rooms {
+    /// The engagements.
+    pub channels: Channels,
+    /// What goes out at the end of the turn.
+    pub outbox: Outbox,
+    /// Where it lies.
+    pub send: SendArena,
+    /// What this node can do.
+    pub skills: Arc<[Skill]>,
+    /// What is counted.
+    pub counters: Arc<Counters>,
+    /// How long it took.
+    pub histograms: Box<Histograms>,
+    /// The way to control.
+    pub reporter: Reporter,
+    /// The way to the pool.
+    pub pool: Option<Sender<Box<PoolJob>>>,
+    /// Free job boxes.
+    pub boxes: Vec<Box<PoolJob>>,
+    /// Tasks in the pool.
+    pub pooled: usize,
+    /// Channels with something to send each turn.
+    pub active: Vec<u32>,
+    /// Where a result is made when no send buffer is free: it is kept, and sent when asked again.
+    pub scratch: Box<[u8]>,
+    /// Datagrams in a train.
+    pub datagrams_max: usize,
+    /// Whether control said to drain, and has been told that nothing runs.
+    pub draining: Option<bool>,
+    /// When the timers of the channels are looked at next.
+    pub timers_due: Time,
+}
+
+/// A place for frames to one tunnel, from the fields it needs, so that the channel can be borrowed
+/// beside it.
+pub fn sink<'a>(
+    outbox: &'a mut Outbox,
+    send: &'a mut SendArena,
+    tunnel: TunnelHandle,
+    datagrams_max: usize,
+) -> TunnelSink<'a> {
+    outbox.sink(send, tunnel, datagrams_max)
+}
+
+impl Rooms {
+    /// Room 4: the frames of one packet, in order.
+    pub fn packet(&mut self, now: Time, opened: &Opened<'_>) {
+        let header = &opened.header;
+        if header.protocol != Protocol::Datagram || header.destination.port != TASK_PORT {
+            self.counters.drop_datagram(DropReason::UnservedPort);
+            return;
+        }
+        let train = match Train::open(opened.payload) {
+            Ok(train) => train,
+            Err(reason) => {
+                self.counters.drop_datagram(reason);
+                return;
+            }
+        };
+        self.counters.add(Counter::DatagramsDelivered, 1);
+        let mut frames = 0;
+        for frame in train {
+            frames += 1;
+            let used =
+                frame.and_then(|frame| self.frame(now, opened.tunnel, opened.peer, &frame));
+            if let Err(reason) = used {
+                self.counters.drop_frame(reason);
+            }
+        }
+        self.counters.add(Counter::FramesReceived, frames);
+    }
+
+    fn frame(
+        &mut self,
+        now: Time,
+        tunnel: TunnelHandle,
+        peer: NodeId,
+        frame: &Frame<'_>,
+    ) -> Result<(), DropReason> {
+        let side = match frame.kind {
+            Kind::Open => return self.open(now, tunnel, peer, frame),
+            Kind::Task
+            | Kind::TaskPart
+            | Kind::ProgressAck
+            | Kind::Cancel
+            | Kind::Verdict
+            | Kind::Receipt => Side::Worker,
+            Kind::Opened
+            | Kind::Result
+            | Kind::ResultPart
+            | Kind::Failed
+            | Kind::Refused
+            | Kind::Working
+            | Kind::Progress
+            | Kind::Countersigned => Side::Requester,
+            Kind::Close | Kind::Closed | Kind::PartAck | Kind::Ping | Kind::Pong => {
+                if frame.flags & FROM_WORKER == 0 { Side::Worker } else { Side::Requester }
+            }
+        };
+        let Some(place) = self.channels.find(tunnel, side, frame.channel) else {
+            self.answer_stranger(tunnel, side, frame);
+            return Err(DropReason::UnknownChannel);
+        };
+        if let Some(channel) = self.channels.at_mut(place) {
+            channel.last_heard = now;
+        }
+        match frame.kind {
+            Kind::Close => self.closed_by_peer(place, frame),
+            Kind::Closed => self.close_confirmed(place, frame),
+            Kind::Ping => {
+                self.answer_ping(place);
+                Ok(())
+            }
+            Kind::Pong => Ok(()),
+            _ if side == Side::Worker => self.serve(now, place, frame),
+            _ => self.request(now, place, frame),
+        }
+    }
+
+    /// A frame for a channel that is not here: one end was restarted, or the channel has just
+    /// closed. A CLOSE is confirmed again; a task or a ping is told that nobody serves it.
+    fn answer_stranger(&mut self, tunnel: TunnelHandle, side: Side, frame: &Frame<'_>) {
+        let kind = match frame.kind {
+            Kind::Close => Kind::Closed,
+            Kind::Task | Kind::Ping | Kind::Receipt if side == Side::Worker => Kind::Close,
+            _ => return,
+        };
+        let reason = if kind == Kind::Close { CloseReason::Lost as u32 } else { frame.auxiliary };
+        self.tell(tunnel, frame.channel, kind, side, reason);
+    }
+
+    /// A frame about a whole channel, from the given side of it.
+    pub fn tell(
+        &mut self,
+        tunnel: TunnelHandle,
+        channel: ChannelId,
+        kind: Kind,
+        side: Side,
+        auxiliary: u32,
+    ) -> bool {
+        let flags = if side == Side::Worker { FROM_WORKER } else { 0 };
+        let head = Head { flags, ..Head::channel(kind, channel, auxiliary) };
+        sink(&mut self.outbox, &mut self.send, tunnel, self.datagrams_max).send(head, &[])
+    }
+
+    fn answer_ping(&mut self, place: u32) {
+        if let Some(channel) = self.channels.at(place) {
+            let (tunnel, number, side) = (channel.tunnel, channel.channel, channel.side());
+            self.tell(tunnel, number, Kind::Pong, side, 0);
+        }
+    }
+
+    /// The other end says CLOSE.
+    fn closed_by_peer(&mut self, place: u32, frame: &Frame<'_>) -> Result<(), DropReason> {
+        let reason = CloseReason::from_wire(frame.auxiliary);
+        let channel = self.channels.at(place).ok_or(DropReason::UnknownChannel)?;
+        let (tunnel, number, side) = (channel.tunnel, channel.channel, channel.side());
+        self.tell(tunnel, number, Kind::Closed, side, frame.auxiliary);
+        self.end(place, reason);
+        Ok(())
+    }
+
+    /// The other end confirms our CLOSE.
+    fn close_confirmed(&mut self, place: u32, frame: &Frame<'_>) -> Result<(), DropReason> {
+        use super::channels::RequestState;
+        let channel = self.channels.at(place).ok_or(DropReason::UnknownChannel)?;
+        match &channel.end {
+            End::Request(end) => match end.state {
+                RequestState::Closing(reason) => {
+                    self.end(place, reason);
+                    Ok(())
+                }
+                _ => Err(DropReason::OutOfOrder),
+            },
+            End::Serve(_) => {
+                self.end(place, CloseReason::from_wire(frame.auxiliary));
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes a channel out and tells control; a job that is still here gets its last answers.
+    pub fn end(&mut self, place: u32, reason: CloseReason) {
+        let Some(mut channel) = self.channels.remove(place) else { return };
+        let side = channel.side();
+        let job = match &mut channel.end {
+            End::Request(end) => {
+                if let (Some(slots), Some(job)) = (&mut end.slots, &mut end.job) {
+                    let refused = match reason {
+                        CloseReason::Cancelled | CloseReason::Finished => {
+                            crate::job::Refused::Cancelled
+                        }
+                        CloseReason::Draining => crate::job::Refused::Draining,
+                        CloseReason::Expired => crate::job::Refused::GrantEnded,
+                        _ => crate::job::Refused::Lost,
+                    };
+                    slots.abandon(channel.last_heard, refused, job.as_mut());
+                }
+                end.job.take()
+            }
+            End::Serve(_) => None,
+        };
+        let report = Report::Closed {
+            engagement: channel.engagement,
+            side,
+            reason,
+            totals: channel.totals(),
+            job,
+        };
+        self.reporter.report(&self.counters, report);
+    }
+}

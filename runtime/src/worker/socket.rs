@@ -1,0 +1,80 @@
+//! The group of sockets that share a node's one address.
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::ring;
+
+/// Asked of the kernel for each socket and direction; it gives what `rmem_max` and `wmem_max` allow.
+const BUFFER_BYTES: usize = 4 << 20;
+
+fn bind(listen: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_reuse_port(true)?;
+    // A smaller buffer works, and `doctor` says what it costs.
+    let _ = socket.set_recv_buffer_size(BUFFER_BYTES);
+    let _ = socket.set_send_buffer_size(BUFFER_BYTES);
+    socket.bind(&listen.into())?;
+    Ok(socket.into())
+}
+
+/// Binds `workers` UDP sockets to one address with SO_REUSEPORT, in order, and attaches the steering
+/// program, so that datagrams of node `n` arrive at socket `n mod workers`. Port 0 is resolved once
+/// for the group.
+///
+/// # Errors
+/// What the kernel says of the address, the options or the program.
+pub fn bind_group(listen: SocketAddr, workers: usize) -> io::Result<Vec<UdpSocket>> {
+    let count = u32::try_from(workers)
+        .ok()
+        .filter(|count| (1..=256).contains(count))
+        .ok_or_else(|| io::Error::other(format!("workers: {workers}, must be 1 to 256")))?;
+    let first = bind(listen)?;
+    let address = first.local_addr()?;
+    let mut sockets = vec![first];
+    for _ in 1..workers {
+        sockets.push(bind(address)?);
+    }
+    for socket in &sockets {
+        // Without it the rooms see single datagrams, and work.
+        let _ = ring::gather_trains(socket);
+    }
+    if count > 1 {
+        ring::attach_steering(&sockets[0], count)?;
+    }
+    Ok(sockets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_frame_reaches_the_socket_of_its_sender_whatever_its_port() {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let group = bind_group(any, 3).expect("three sockets");
+        let target = group[0].local_addr().expect("bound");
+        for node in 0..12_u32 {
+            let sender = UdpSocket::bind(any).expect("a sender");
+            let mut frame = b"PILS".to_vec();
+            frame.extend_from_slice(&node.to_be_bytes());
+            frame.extend_from_slice(&[0; 62]);
+            sender.send_to(&frame, target).expect("sent");
+            let owner = &group[usize::try_from(node % 3).expect("small")];
+            owner.set_read_timeout(Some(Duration::from_secs(5))).expect("a time-out");
+            let mut received = [0; 128];
+            let (len, source) = owner.recv_from(&mut received).expect("steered here");
+            assert_eq!(&received[..len], &frame[..]);
+            assert_eq!(source, sender.local_addr().expect("bound"));
+        }
+    }
+
+    #[test]
+    fn a_group_of_none_is_refused_by_name() {
+        let error = bind_group(SocketAddr::from(([127, 0, 0, 1], 0)), 0).expect_err("refused");
+        assert!(error.to_string().contains("workers: 0"));
+    }
+}

@@ -1,0 +1,398 @@
+//! The worker loop: one turn is one walk through the ten rooms.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ramjet_proto::fault::DropReason;
+use ramjet_proto::ids::NodeId;
+use ramjet_proto::time::Time;
+use ramjet_proto::tunnel::{Received, TunnelEvent, Tunnels};
+use ramjet_proto::wire::limits::{RECEIVED_LEN_MAX, SEALED_HEADER_LEN};
+
+use super::arena::ReceiveArena;
+use super::clock;
+use super::counters::Counter;
+use super::io::{Incoming, Io, Outgoing};
+use super::mailbox::{Forwarded, Inbox};
+use super::rooms::Rooms;
+use super::{Idle, WorkerPlan};
+use crate::control::vocabulary::{Command, Report, Side};
+
+/// How long an adaptive worker spins after its last work.
+const SPIN_AFTER_WORK: Duration = Duration::from_micros(50);
+/// Longest sleep, so that the clock's reader is never far behind.
+const SLEEP_MAX: Duration = Duration::from_secs(1);
+/// Commands taken in one turn.
+const COMMANDS_PER_TURN: usize = 64;
+/// Send trains kept back for key exchanges when a burst fills the rest.
+const TRAINS_RESERVED: usize = 8;
+
+/// One worker: what its thread owns. The backend stands before the arenas it shares with the kernel,
+/// so that it is dropped first.
+pub(super) struct Worker<B: Io> {
+    pub(super) io: B,
+    pub(super) receive: ReceiveArena,
+    pub(super) rooms: Rooms,
+    pub(super) tunnels: Tunnels,
+    pub(super) inbox: Arc<Inbox>,
+    pub(super) peers: Vec<Arc<Inbox>>,
+    pub(super) batch: Vec<Incoming>,
+    pub(super) index: usize,
+    pub(super) idle: Idle,
+    pub(super) last_work: Time,
+    pub(super) stop: bool,
+}
+
+/// Fresh bytes for keys.
+fn entropy(bytes: &mut [u8]) {
+    aws_lc_rs::rand::fill(bytes).expect("the system's entropy source");
+}
+
+impl<B: Io> Worker<B> {
+    /// Turns until told to stop.
+    ///
+    /// # Errors
+    /// What the kernel says when the backend cannot go on.
+    pub(super) fn run(&mut self) -> std::io::Result<()> {
+        while !self.stop {
+            let now = clock::now();
+            let mut worked = self.harvest();
+            self.walk(now);
+            worked |= self.read_mail(now);
+            worked |= self.rooms.pump(now);
+            self.run_timers(now);
+            worked |= self.flush(now);
+            if worked {
+                self.last_work = now;
+                self.rooms.counters.add(Counter::Turns, 1);
+                self.io.enter(None)?;
+            } else {
+                self.rest(now)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Room 1.
+    fn harvest(&mut self) -> bool {
+        let events = self.io.harvest(&mut self.receive, &mut self.rooms.send, &mut self.batch);
+        let counters = &self.rooms.counters;
+        if events.system_calls > 0 {
+            counters.add(Counter::SystemCalls, u64::from(events.system_calls));
+        }
+        if events.send_failures > 0 {
+            counters.drop_send(DropReason::SendFailed, u64::from(events.send_failures));
+        }
+        counters.add(Counter::OutOfBuffers, u64::from(events.out_of_buffers));
+        self.rooms.datagrams_max = self.io.train_datagrams_max();
+        !self.batch.is_empty()
+    }
+
+    /// Rooms 2 to 8, over every datagram of the batch.
+    fn walk(&mut self, now: Time) {
+        for place in 0..self.batch.len() {
+            let incoming = self.batch[place];
+            self.train(now, &incoming);
+            self.io.release(&mut self.receive, incoming.buffer);
+            if self.rooms.send.free() < TRAINS_RESERVED {
+                self.flush(now);
+                // An error here shows again at the end of the turn.
+                let _ = self.io.enter(None);
+                let _ = self.io.harvest(&mut self.receive, &mut self.rooms.send, &mut Vec::new());
+            }
+        }
+        self.batch.clear();
+    }
+
+    fn train(&mut self, now: Time, incoming: &Incoming) {
+        let counters = Arc::clone(&self.rooms.counters);
+        let end = incoming.offset + incoming.len;
+        let mut start = incoming.offset;
+        // An empty datagram is still one.
+        loop {
+            let stop = (start + incoming.segment).min(end);
+            counters.add(Counter::DatagramsReceived, 1);
+            counters.add(Counter::BytesReceived, (stop - start) as u64);
+            if incoming.truncated || stop - start > RECEIVED_LEN_MAX {
+                counters.drop_datagram(DropReason::Truncated);
+            } else {
+                let datagram = &mut self.receive.buffer(incoming.buffer)[start..stop];
+                if let Some(owner) = misdirected(datagram, self.index, self.peers.len()) {
+                    forward(&self.peers[owner], incoming.source, datagram, &mut self.rooms);
+                } else {
+                    open(now, &mut self.tunnels, &mut self.rooms, incoming.source, datagram);
+                }
+            }
+            start = stop;
+            if start >= end {
+                return;
+            }
+        }
+    }
+
+    /// Commands from control, tasks from the pool, datagrams from the other workers.
+    fn read_mail(&mut self, now: Time) -> bool {
+        let mut read = false;
+        while let Some(mut forwarded) = self.inbox.forwarded.pop() {
+            read = true;
+            self.rooms.counters.add(Counter::DatagramsReceived, 1);
+            let source = forwarded.source;
+            open(now, &mut self.tunnels, &mut self.rooms, source, &mut forwarded.bytes);
+        }
+        while let Some(piece) = self.inbox.pieces.pop() {
+            read = true;
+            self.rooms.piece(&piece);
+        }
+        while let Some(job) = self.inbox.finished.pop() {
+            read = true;
+            // Its pieces were pushed before it.
+            while let Some(piece) = self.inbox.pieces.pop() {
+                self.rooms.piece(&piece);
+            }
+            self.rooms.finished(job);
+        }
+        for _ in 0..COMMANDS_PER_TURN {
+            let Some(command) = self.inbox.commands.pop() else { break };
+            read = true;
+            self.obey(now, command);
+        }
+        self.rooms.reporter.retry();
+        if self.rooms.draining == Some(false) && self.rooms.running() == 0 && self.rooms.pooled == 0 {
+            self.rooms.draining = Some(true);
+            let report = Report::Drained { worker: self.index };
+            self.rooms.reporter.report(&self.rooms.counters, report);
+        }
+        read
+    }
+
+    fn obey(&mut self, now: Time, command: Command) {
+        match command {
+            Command::Peer { node, key, endpoint } => {
+                self.tunnels.peer_key(node, key, endpoint, now, &mut entropy);
+            }
+            Command::Admit { peer, channel, terms } => {
+                if let Some(tunnel) = self.tunnels.find(peer) {
+                    self.rooms.admit(now, tunnel, channel, terms);
+                }
+            }
+            Command::Refuse { peer, channel, reason } => {
+                if let Some(tunnel) = self.tunnels.find(peer) {
+                    self.rooms.refuse_channel(tunnel, channel, reason);
+                }
+            }
+            Command::Engage { peer, terms, grant, job } => {
+                let tunnel = self.tunnels.connect(peer, now, &mut entropy).ok();
+                self.rooms.engage(now, peer, tunnel, terms, grant, job);
+            }
+            Command::Receipt { engagement, receipt } => {
+                self.rooms.send_receipt(now, engagement, receipt);
+            }
+            Command::Countersign { engagement, receipt, covered } => {
+                self.rooms.send_countersigned(engagement, &receipt, covered);
+            }
+            Command::Extend { engagement, tasks, expires_at } => {
+                self.rooms.extend(engagement, tasks, expires_at);
+            }
+            Command::Close { engagement, reason } => {
+                if let Some(place) = self.rooms.channels.of_either(engagement) {
+                    self.rooms.close(now, place, reason);
+                }
+            }
+            Command::Drain => self.rooms.drain(),
+            Command::TakeHistograms(empty) => {
+                let histograms = std::mem::replace(&mut self.rooms.histograms, empty);
+                let report = Report::Histograms { worker: self.index, histograms };
+                self.rooms.reporter.report(&self.rooms.counters, report);
+            }
+            Command::Stop => self.stop = true,
+        }
+    }
+
+    fn run_timers(&mut self, now: Time) {
+        if now >= self.tunnels.next_timeout() {
+            self.tunnels.handle_timeout(now, &mut entropy);
+        }
+        while let Some(event) = self.tunnels.poll_event() {
+            self.tunnel_event(now, event);
+        }
+        self.rooms.run_timers(now, &self.tunnels);
+    }
+
+    fn tunnel_event(&mut self, now: Time, event: TunnelEvent) {
+        match event {
+            TunnelEvent::PeerKeyWanted(node) => {
+                let report = Report::PeerWanted { node };
+                self.rooms.reporter.report(&self.rooms.counters, report);
+            }
+            TunnelEvent::Established { .. } => self.rooms.timers_due = now,
+            TunnelEvent::Lost { peer } => self.rooms.peer_lost(peer),
+        }
+    }
+
+    /// Rooms 9 and 10: seals what gathered, and sends it with the tunnels' own datagrams.
+    fn flush(&mut self, now: Time) -> bool {
+        let mut sent = !self.rooms.outbox.is_empty();
+        let rooms = &mut self.rooms;
+        rooms.outbox.flush(now, &mut self.tunnels, &mut rooms.send, &mut self.io, &rooms.counters);
+        while let Some(train) = rooms.send.take() {
+            let space = rooms.send.train(train);
+            let Some(transmit) = self.tunnels.poll_transmit(now, space) else {
+                rooms.send.free_train(train);
+                break;
+            };
+            sent = true;
+            rooms.counters.add(Counter::TrainsSent, 1);
+            rooms.counters.add(Counter::DatagramsSent, 1);
+            rooms.counters.add(Counter::BytesSent, transmit.len as u64);
+            let outgoing = Outgoing {
+                train,
+                len: transmit.len,
+                segment: transmit.len,
+                target: transmit.to,
+            };
+            self.io.submit(&mut rooms.send, outgoing);
+        }
+        sent
+    }
+
+    /// Nothing to do: spins or sleeps, as the policy says.
+    fn rest(&mut self, now: Time) -> std::io::Result<()> {
+        let spins = match self.idle {
+            Idle::Spin => true,
+            Idle::Adaptive => now.since(self.last_work) < SPIN_AFTER_WORK,
+            Idle::Park => false,
+        };
+        if spins {
+            std::hint::spin_loop();
+            return self.io.enter(None);
+        }
+        self.inbox.waker.falling_asleep();
+        if self.inbox.is_empty() {
+            let due = self.tunnels.next_timeout().min(self.rooms.timers_due);
+            let wait = due.since(clock::now()).min(SLEEP_MAX);
+            self.rooms.counters.add(Counter::Parks, 1);
+            self.io.enter(Some(wait))?;
+        }
+        self.inbox.waker.awake();
+        Ok(())
+    }
+}
+
+/// Rooms 2 and 3 for one datagram, and on to room 4.
+fn open(
+    now: Time,
+    tunnels: &mut Tunnels,
+    rooms: &mut Rooms,
+    source: SocketAddr,
+    datagram: &mut [u8],
+) {
+    match tunnels.receive(now, source, datagram, &mut entropy) {
+        Received::Packet(opened) => rooms.packet(now, &opened),
+        Received::Handled => rooms.counters.add(Counter::DatagramsHandled, 1),
+        Received::Dropped(reason) => rooms.counters.drop_datagram(reason),
+    }
+}
+
+/// The worker that owns a tunnel frame's sender, if it is another one.
+fn misdirected(datagram: &[u8], index: usize, workers: usize) -> Option<usize> {
+    if workers < 2 || datagram.len() < SEALED_HEADER_LEN || !datagram.starts_with(b"PIL") {
+        return None;
+    }
+    let node = u32::from_be_bytes(datagram[4..8].try_into().expect("four bytes"));
+    let owner = owner_of(NodeId(node), workers);
+    (owner != index).then_some(owner)
+}
+
+/// The worker that owns the tunnel to a node.
+pub fn owner_of(node: NodeId, workers: usize) -> usize {
+    node.0 as usize % workers.max(1)
+}
+
+/// Hands a datagram to the worker whose it is. Rare: a sender whose frames do not say who it is, or
+/// a filter that is missing.
+fn forward(owner: &Inbox, source: SocketAddr, datagram: &[u8], rooms: &mut Rooms) {
+    let forwarded = Forwarded { source, bytes: datagram.to_vec() };
+    rooms.counters.add(Counter::DatagramsForwarded, 1);
+    if owner.forwarded.push(forwarded).is_ok() {
+        owner.waker.wake();
+        rooms.counters.add(Counter::DatagramsHandled, 1);
+    } else {
+        rooms.counters.drop_datagram(DropReason::ControlBusy);
+    }
+}
+
+impl<B: Io> Worker<B> {
+    /// What a plan and a backend make.
+    pub(super) fn new(
+        plan: &WorkerPlan,
+        io: B,
+        receive: ReceiveArena,
+        rooms: Rooms,
+        tunnels: Tunnels,
+        inbox: Arc<Inbox>,
+        peers: Vec<Arc<Inbox>>,
+    ) -> Self {
+        Worker {
+            io,
+            receive,
+            rooms,
+            tunnels,
+            inbox,
+            peers,
+            batch: Vec::with_capacity(super::io::HARVEST_MAX),
+            index: plan.index,
+            idle: plan.idle,
+            last_work: Time::ZERO,
+            stop: false,
+        }
+    }
+}
+
+impl Rooms {
+    /// A renewal: new limits on whichever side we are.
+    fn extend(&mut self, engagement: ramjet_proto::ids::EngagementId, tasks: u64, expires_at: Time) {
+        use super::channels::End;
+        for side in [Side::Requester, Side::Worker] {
+            let Some(place) = self.channels.of_engagement(engagement, side) else { continue };
+            let Some(channel) = self.channels.at_mut(place) else { continue };
+            channel.terms.tasks = tasks;
+            channel.terms.expires_at = expires_at;
+            match &mut channel.end {
+                End::Request(end) => {
+                    if let Some(slots) = &mut end.slots {
+                        slots.extend(tasks);
+                    }
+                }
+                End::Serve(end) => {
+                    if let Some(slots) = &mut end.slots {
+                        slots.extend(tasks, expires_at);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes no new channel and no new task.
+    fn drain(&mut self) {
+        use super::channels::End;
+        self.draining.get_or_insert(false);
+        for place in self.channels.places() {
+            if let Some(channel) = self.channels.at_mut(place)
+                && let End::Serve(end) = &mut channel.end
+                && let Some(slots) = &mut end.slots
+            {
+                slots.drain();
+            }
+        }
+    }
+
+    /// The tunnel to a peer could not be established, or was given up.
+    fn peer_lost(&mut self, peer: NodeId) {
+        for place in self.channels.places() {
+            if self.channels.at(place).is_some_and(|channel| channel.peer == peer) {
+                self.end(place, crate::control::vocabulary::CloseReason::Lost);
+            }
+        }
+    }
+}
