@@ -1,14 +1,19 @@
 //! Replays every file of the fuzz corpora through its target.
 
 #[path = "../fuzz/src/targets.rs"]
-#[expect(unreachable_pub, reason = "public in the crate of the fuzzer, which shares the file")]
+#[expect(
+    unreachable_pub,
+    reason = "public in the crate of the fuzzer, which shares the file"
+)]
 mod targets;
 
 use std::path::Path;
 
 /// Runs `target` over each file of `corpus/name` and answers how many there were.
 fn replay(name: &str, target: impl Fn(&[u8])) -> usize {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fuzz/corpus")
+        .join(name);
     let mut files: Vec<_> = std::fs::read_dir(&folder)
         .expect("the corpus is part of the tree")
         .map(|entry| entry.expect("a readable folder").path())
@@ -44,5 +49,13 @@ fn market() {
 fn the_captured_exchange_opens() {
     let captured = include_bytes!("../fuzz/corpus/tunnel/captured-exchange");
     let tally = targets::tunnel(captured);
-    assert_eq!((tally.received, tally.delivered, tally.handled, tally.dropped), (5, 3, 1, 1));
+    assert_eq!(
+        (
+            tally.received,
+            tally.delivered,
+            tally.handled,
+            tally.dropped
+        ),
+        (5, 3, 1, 1)
+    );
 }
