@@ -1,10 +1,7 @@
 //! Replays every file of the fuzz corpora through its target.
 
 #[path = "../fuzz/src/targets.rs"]
-#[expect(
-    unreachable_pub,
-    reason = "public in the crate of the fuzzer, which shares the file"
-)]
+#[expect(unreachable_pub, reason = "the fuzz crate's interface")]
 mod targets;
 
 use std::path::Path;
@@ -41,6 +38,11 @@ fn packet() {
 #[test]
 fn market() {
     assert!(replay("market", targets::market) >= 8);
+}
+
+#[test]
+fn frames() {
+    assert!(replay("frames", targets::frames) >= 6);
 }
 
 /// The captured exchange reaches the depth it is there for: the daemon's announcement is taken, its

@@ -3,13 +3,19 @@
 //! `cargo fuzz run NAME` drives them here; the tests of `ramjet-proto` replay every file in
 //! `corpus/NAME/` through the same functions.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ramjet_proto::addr::{Address, SocketAddress};
+use ramjet_proto::engagement::FrameSink;
+use ramjet_proto::engagement::job::{Answer, Job, Next, Refused, Timing, Verdict};
+use ramjet_proto::engagement::requesting::Requesting;
+use ramjet_proto::engagement::serving::{Admitted, Answered, Serving, ServingLimits};
+use ramjet_proto::frame::{Frame, Head, Kind, Train};
 use ramjet_proto::identity::{Identity, PublicKey};
-use ramjet_proto::ids::NodeId;
+use ramjet_proto::ids::{ChannelId, NodeId};
 use ramjet_proto::market::message::FromRegistry;
 use ramjet_proto::market::{SignedGrant, SignedReceipt};
 use ramjet_proto::time::Time;
@@ -329,4 +335,138 @@ pub fn market(data: &[u8]) {
         FromRegistry::parse(&again).expect("what was written can be read"),
         message
     );
+}
+
+// ---- frames ------------------------------------------------------------------------------------
+
+/// Takes every frame and never has room for more than so many.
+struct Frames {
+    space: Vec<u8>,
+    room: u32,
+}
+
+impl FrameSink for Frames {
+    fn reserve(&mut self, payload_max: usize) -> Option<&mut [u8]> {
+        self.room = self.room.checked_sub(1)?;
+        self.space.resize(payload_max, 0);
+        Some(&mut self.space)
+    }
+
+    fn commit(&mut self, _head: Head, payload_len: usize) {
+        assert!(payload_len <= self.space.len());
+    }
+}
+
+/// Hands out numbered tasks and checks that each is answered once.
+struct Once {
+    handed: u64,
+    open: BTreeSet<u64>,
+}
+
+impl Job for Once {
+    fn next(&mut self, space: &mut [u8], _now: Time) -> Next {
+        let token = self.handed;
+        self.handed += 1;
+        self.open.insert(token);
+        match token % 4 {
+            3 => Next::Large { payload: vec![0; 5_000].into(), token },
+            short => {
+                let len = usize::try_from(short).expect("below 3") * 100;
+                space[..len].fill(1);
+                Next::Task { len, token }
+            }
+        }
+    }
+
+    fn answer(&mut self, token: u64, _answer: Answer<'_>, _timing: Timing) -> Verdict {
+        assert!(self.open.remove(&token), "token {token} answered twice");
+        if token.is_multiple_of(2) { Verdict::Accept } else { Verdict::Reject }
+    }
+
+    fn progress(&mut self, token: u64, _piece: &[u8]) {
+        assert!(self.open.contains(&token), "progress of {token} after its answer");
+    }
+}
+
+/// Trains into both ends of a channel.
+///
+/// The input is a list of steps: one byte kind, two bytes length (big-endian), that many bytes.
+///
+/// | kind mod 4 | the bytes are |
+/// |---|---|
+/// | 0 | a train for the worker's end |
+/// | 1 | a train for the requester's end |
+/// | 2 | milliseconds that pass, big-endian, the first two bytes |
+/// | 3 | nothing: a waiting task is done, and the requester takes new ones |
+pub fn frames(data: &[u8]) {
+    let channel = ChannelId(0);
+    let limits =
+        ServingLimits { credits: 8, tasks: 1_000, expires_at: Time::NEVER, unsigned_max: 500 };
+    let mut serving = Serving::new(channel, limits);
+    let mut requesting = Requesting::new(channel, 8, 1_000, Time::ZERO);
+    let mut job = Once { handed: 0, open: BTreeSet::new() };
+    let mut waiting: Vec<Admitted> = Vec::new();
+    let mut now = Time::ZERO;
+    let mut rest = data;
+    while let Some((&[kind, high, low], after)) = rest.split_first_chunk::<3>() {
+        let length = usize::from(u16::from_be_bytes([high, low])).min(after.len());
+        let (bytes, after) = after.split_at(length);
+        rest = after;
+        let mut sink = Frames { space: Vec::new(), room: u32::from(kind / 4) };
+        match kind % 4 {
+            0 => {
+                for frame in Train::open(bytes).into_iter().flatten().flatten() {
+                    serve(&mut serving, now, &frame, &mut sink, &mut waiting);
+                }
+            }
+            1 => {
+                for frame in Train::open(bytes).into_iter().flatten().flatten() {
+                    // Refusals by reason are the point; that none of them panics is checked.
+                    let _ = requesting.answer(now, &frame, &mut sink, &mut job);
+                }
+            }
+            2 => {
+                let millis = bytes.first_chunk::<2>().map_or(1, |b| u16::from_be_bytes(*b));
+                now = now + Duration::from_millis(u64::from(millis));
+                requesting.handle_timeout(now, &mut sink, &job);
+            }
+            _ => {
+                if let Some(admitted) = waiting.pop() {
+                    let answer = vec![7; usize::from(kind) * 40];
+                    serving.answer_long(admitted, Answered::Done, 5, now, answer, &mut sink);
+                }
+                requesting.pump(now, &mut sink, &mut job, 4);
+                serving.pump_parts(&mut sink, 8);
+            }
+        }
+        assert_eq!(serving.running() as usize, waiting.len());
+        assert_eq!(requesting.outstanding() as usize, job.open.len());
+    }
+    requesting.abandon(now, Refused::Lost, &mut job);
+    assert!(job.open.is_empty(), "every token is answered in the end");
+}
+
+fn serve(
+    serving: &mut Serving,
+    now: Time,
+    frame: &Frame<'_>,
+    sink: &mut Frames,
+    waiting: &mut Vec<Admitted>,
+) {
+    match frame.kind {
+        Kind::Task => {
+            if let Ok(Some(admitted)) = serving.admit(now, frame, sink) {
+                waiting.push(admitted);
+            }
+        }
+        Kind::TaskPart => {
+            if let Ok(Some((admitted, _))) = serving.admit_part(now, frame, sink) {
+                waiting.push(admitted);
+            }
+        }
+        Kind::Verdict => drop(serving.verdict(frame)),
+        Kind::PartAck => drop(serving.part_ack(frame)),
+        Kind::ProgressAck => drop(serving.progress_ack(frame, sink)),
+        _ => {}
+    }
 }
