@@ -39,6 +39,8 @@ mod serving;
 mod settle;
 mod shutdown;
 mod spool;
+#[cfg(test)]
+mod tests;
 mod thread;
 mod timings;
 mod transport;

@@ -309,10 +309,16 @@ impl Plane {
             self.count("receipt_unknown_engagement");
             return;
         };
-        let last = matches!(row.state, RequestState::Accounting { .. });
+        // A row that is over was not waited for, but what it signed for is still to be settled.
+        let last = matches!(row.state, RequestState::Accounting { .. } | RequestState::Over { .. });
         let due = row.receipt_due;
+        let settled_k = row.settlement.as_ref().map_or(0, |settlement| settlement.k);
         let Some(granted) = &mut row.granted else { return };
         match granted.account.countersigned(bytes, &ours) {
+            // The worker's settlement was faster than its countersignature: nothing is owed.
+            Ok(Some(whole)) if whole.receipt.k <= settled_k => {
+                self.count("receipts_countersigned");
+            }
             Ok(Some(whole)) => {
                 self.spool.put(Side::Requester, &granted.bytes, whole, true);
                 let newest = !granted.account.in_flight();
