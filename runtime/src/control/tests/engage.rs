@@ -5,6 +5,7 @@ use ramjet_proto::market::message::Query;
 
 use super::toy::Toy;
 use super::*;
+use crate::control::vocabulary::CloseReason;
 use crate::node::{EngageOutcome, NodeError};
 
 fn one_engagement(io: IoKind) {
@@ -70,7 +71,7 @@ fn an_engagement_is_settled_and_released_over_plain_sockets() {
 fn a_node_without_a_registry_does_not_start_and_says_which() {
     let mut toy = Toy::start();
     toy.kill();
-    let limit = Duration::from_millis(100);
+    let limit = Duration::from_secs(2);
     let timings = ControlTimings { start: limit, ..timings() };
     let NodeError(error) =
         Node::start_with(config(&toy, 1, false), timings).err().expect("nobody listens");
@@ -130,7 +131,7 @@ fn an_offer_that_nobody_takes_ends_when_the_node_does() {
     wait_for(&events, |event| matches!(event, EngageEvent::Offered { notified: 0, .. }));
     node.shutdown().expect("an end");
     let end = wait_end(&events);
-    assert_eq!(end.outcome, EngageOutcome::Closed(super::super::vocabulary::CloseReason::Draining));
+    assert_eq!(end.outcome, EngageOutcome::Closed(CloseReason::Draining));
     assert!(end.job.is_some(), "the job comes back");
 }
 
@@ -141,4 +142,77 @@ fn a_node_keeps_itself_alive_at_the_registry() {
     let node = Node::start_with(config(&toy, 1, false), timings).expect("a node");
     wait_until("three heartbeats", || toy.state().heartbeats >= 3);
     node.shutdown().expect("an end");
+}
+
+#[test]
+fn a_worker_that_shuts_down_hands_in_what_was_signed_and_frees_its_requester() {
+    let toy = Toy::start();
+    let worker = start(config(&toy, 1, true));
+    let requester = start(config(&toy, 2, false));
+    let (job, _closed) = gated(200, 100);
+    let events = requester.engage(request(job)).expect("an offer");
+    wait_until("a hundred results", || {
+        requester.status().expect("a status").engagements.iter().any(|row| row.done == 100)
+    });
+    // Nothing runs any more: the worker waits until the hundred results are signed for.
+    worker.shutdown().expect("an end");
+    let end = wait_end(&events);
+    assert_eq!(end.outcome, EngageOutcome::Closed(CloseReason::Draining));
+    assert_eq!(end.totals.done, 100);
+    assert!(end.job.is_some(), "the job comes back");
+    let row = toy.state().rows[&EngagementId(1)].clone();
+    assert_eq!((row.accepted, row.released.as_deref()), (90, Some("draining")));
+    // The next engagement waits for another worker: nobody is ready now.
+    let events = requester.engage(request(Numbers::new(1))).expect("an offer");
+    wait_for(&events, |event| matches!(event, EngageEvent::Offered { notified: 0, .. }));
+    let worker = start(config(&toy, 3, true));
+    let end = wait_end(&requester.engage(request(Numbers::new(10))).expect("an offer"));
+    assert_eq!(end.outcome, EngageOutcome::Settled);
+    requester.shutdown().expect("an end");
+    worker.shutdown().expect("an end");
+}
+
+#[test]
+fn an_engagement_serves_to_its_slots_and_many_run_beside_each_other() {
+    let toy = Toy::start();
+    let worker = start(NodeConfig { workers: 2, ..config(&toy, 1, true) });
+    let requester = start(NodeConfig { workers: 2, ..config(&toy, 2, false) });
+    let engagements: Vec<_> = (1..=8)
+        .map(|times| requester.engage(request(Numbers::new(100 * times))).expect("an offer"))
+        .collect();
+    for (engagement, times) in engagements.iter().zip(1..) {
+        let end = wait_end(engagement);
+        assert_eq!(end.outcome, EngageOutcome::Settled);
+        assert_eq!(end.totals.accepted, 90 * times);
+        assert_eq!(end.settlement.expect("settled").accepted, 90 * times);
+    }
+    assert_eq!(toy.state().rows.len(), 8);
+    requester.shutdown().expect("an end");
+    worker.shutdown().expect("an end");
+}
+
+/// A job with a bug.
+struct Faulty;
+
+impl Job for Faulty {
+    fn next(&mut self, _space: &mut [u8], _now: Time) -> Next {
+        panic!("this job is meant to panic");
+    }
+
+    fn answer(&mut self, _token: u64, _answer: Answer<'_>, _timing: Timing) -> Verdict {
+        Verdict::Accept
+    }
+}
+
+#[test]
+fn a_job_that_panics_ends_its_engagement_and_the_node_says_why_it_takes_no_more() {
+    let toy = Toy::start();
+    let worker = start(config(&toy, 1, true));
+    let requester = start(config(&toy, 2, false));
+    let end = wait_end(&requester.engage(request(Box::new(Faulty))).expect("an offer"));
+    assert_eq!(end.outcome, EngageOutcome::Closed(CloseReason::Lost));
+    let NodeError(error) = requester.engage(request(Numbers::new(1))).expect_err("no worker");
+    assert!(error.contains("worker 0 has ended: it panicked"), "{error}");
+    requester.shutdown().expect("an end");
+    worker.shutdown().expect("an end");
 }

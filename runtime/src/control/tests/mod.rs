@@ -7,6 +7,7 @@ mod toy;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ramjet_proto::identity::Identity;
@@ -44,7 +45,7 @@ struct Numbers {
     sent: u64,
     answered: u64,
     gate_at: u64,
-    gate: Option<Arc<std::sync::atomic::AtomicBool>>,
+    gate: Option<Arc<AtomicBool>>,
 }
 
 impl Numbers {
@@ -58,10 +59,7 @@ impl Job for Numbers {
         if self.sent == self.count {
             return Next::End;
         }
-        let closed = self
-            .gate
-            .as_ref()
-            .is_some_and(|gate| !gate.load(std::sync::atomic::Ordering::Acquire));
+        let closed = self.gate.as_ref().is_some_and(|gate| !gate.load(Ordering::Acquire));
         if closed && self.sent >= self.gate_at {
             return Next::Later;
         }
@@ -75,6 +73,13 @@ impl Job for Numbers {
         self.answered += 1;
         if token % 10 == 9 { Verdict::Reject } else { Verdict::Accept }
     }
+}
+
+/// A job that stops after `gate_at` tasks until its gate is opened.
+fn gated(count: u64, gate_at: u64) -> (Box<Numbers>, Arc<AtomicBool>) {
+    let gate = Arc::new(AtomicBool::new(false));
+    let job = Numbers { gate_at, gate: Some(Arc::clone(&gate)), ..*Numbers::new(count) };
+    (Box::new(job), gate)
 }
 
 fn timings() -> ControlTimings {
@@ -163,6 +168,7 @@ fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let until = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < until, "{what} did not come about within {PATIENCE:?}");
-        std::thread::yield_now();
+        // Looks again soon, and leaves the cores to those who bring it about.
+        std::thread::park_timeout(Duration::from_millis(1));
     }
 }

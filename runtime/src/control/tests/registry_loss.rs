@@ -1,6 +1,6 @@
 //! The registry dies, lies and comes back; work goes on and every receipt settles once.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use ramjet_proto::ids::EngagementId;
 
@@ -9,13 +9,6 @@ use super::*;
 use crate::node::{EngageOutcome, NodeError};
 
 const FIRST: EngagementId = EngagementId(1);
-
-/// A job that stops after `gate_at` tasks until its gate is opened.
-fn gated(count: u64, gate_at: u64) -> (Box<Numbers>, Arc<AtomicBool>) {
-    let gate = Arc::new(AtomicBool::new(false));
-    let job = Numbers { gate_at, gate: Some(Arc::clone(&gate)), ..*Numbers::new(count) };
-    (Box::new(job), gate)
-}
 
 #[test]
 fn a_registry_killed_in_mid_engagement_settles_everything_after_its_restart() {
