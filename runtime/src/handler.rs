@@ -37,8 +37,23 @@ pub trait Handler: Send + Sync {
     /// A task for which this exceeds what can be sent is refused as `too_big` before it runs.
     fn result_len_max(&self, payload_len: usize) -> usize;
 
-    /// Runs one task. `result` has at least [`Self::result_len_max`] bytes.
+    /// Runs one task. `result` has exactly [`Self::result_len_max`] bytes.
     fn run(&self, payload: &[u8], result: &mut [u8]) -> Outcome;
+
+    /// As [`Self::run`], telling the requester how it goes on. `progress` takes a piece of up to
+    /// [`FRAME_PAYLOAD_MAX`](ramjet_proto::wire::limits::FRAME_PAYLOAD_MAX) bytes and says whether it
+    /// was taken: not when too many wait already, so a handler may join pieces and try again later.
+    /// Called for skills placed on the pool alone: an inline task is over before anybody could read
+    /// of it.
+    fn run_reporting(
+        &self,
+        payload: &[u8],
+        result: &mut [u8],
+        progress: &mut dyn FnMut(&[u8]) -> bool,
+    ) -> Outcome {
+        let _ = progress;
+        self.run(payload, result)
+    }
 }
 
 /// One skill of a node.

@@ -5,7 +5,7 @@ mod common;
 
 use std::net::UdpSocket;
 
-use common::{Bare, Numbers, Pair};
+use common::{Bare, Long, Numbers, Pair};
 use ramjet::handler::Placement;
 use ramjet::worker::{Idle, IoKind};
 
@@ -68,6 +68,55 @@ fn mmsg_inline() {
 #[test]
 fn mmsg_pool_parked() {
     echoes(IoKind::Mmsg, Idle::Park, Placement::Pool, 200);
+}
+
+#[test]
+fn payloads_and_results_up_to_the_longest_travel_in_parts() {
+    let longest = ramjet_proto::wire::limits::TASK_LEN_MAX;
+    let lens = [2_001, 1_302, 1_303, 100_000, 1 << 20, longest];
+    let mut pair = Pair::start(IoKind::Uring, Idle::Adaptive, Placement::Inline);
+    let (totals, _) = pair.run(6, Long::new(&lens, 0));
+    assert_eq!((totals.accepted, totals.refused), (6, 0));
+    laws_hold(&pair.worker);
+    laws_hold(&pair.requester);
+    pair.stop();
+}
+
+#[test]
+fn one_byte_more_than_the_longest_is_refused_by_name() {
+    let longest = ramjet_proto::wire::limits::TASK_LEN_MAX;
+    struct TooLong(bytes::Bytes);
+    impl ramjet::job::Job for TooLong {
+        fn next(&mut self, _: &mut [u8], _: ramjet_proto::time::Time) -> ramjet::job::Next {
+            let payload = std::mem::take(&mut self.0);
+            if payload.is_empty() {
+                return ramjet::job::Next::End;
+            }
+            ramjet::job::Next::Large { payload, token: 0 }
+        }
+
+        fn answer(
+            &mut self,
+            _: u64,
+            answer: ramjet::job::Answer<'_>,
+            _: ramjet::job::Timing,
+        ) -> ramjet::job::Verdict {
+            assert_eq!(answer, ramjet::job::Answer::Refused(ramjet::job::Refused::TooBig));
+            ramjet::job::Verdict::Reject
+        }
+    }
+    let mut pair = Pair::start(IoKind::Uring, Idle::Adaptive, Placement::Inline);
+    let (totals, _) = pair.run(1, Box::new(TooLong(vec![0; longest + 1].into())));
+    assert_eq!(totals.refused, 1);
+    pair.stop();
+}
+
+#[test]
+fn progress_comes_in_order_before_the_answer() {
+    let mut pair = Pair::start(IoKind::Uring, Idle::Adaptive, Placement::Pool);
+    let (totals, _) = pair.run(3, Long::new(&[2_500, 30_000, 400_000], 8));
+    assert_eq!((totals.accepted, totals.failed), (3, 0));
+    pair.stop();
 }
 
 #[test]

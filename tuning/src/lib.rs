@@ -1,1 +1,105 @@
-//! placeholder
+//! What this host lacks for a worker, what the lack costs, and the command that mends it.
+//!
+//! [`report`] reads the kernel's files under `/proc` and `/sys` and gives one [`Finding`] a
+//! setting, in a fixed order. Each finding says what is, what would be better, why, and how to
+//! change it and back.
+//!
+//! Invariants:
+//! * It only reads. Nothing here changes a setting; the commands are for the operator to run.
+//! * Advice is a pure function of [`Readings`], so that every rule is tested on fixtures.
+//! * A file that is absent is never taken for a bad value: the finding says that the kernel does
+//!   not tell.
+//!
+//! Who may call it: the command line (`doctor`). Absent: probes that need a socket or a ring. Their
+//! owner runs them and turns the outcome into a finding with [`ring_probe`] or [`offload_probe`].
+
+#![forbid(unsafe_code)]
+
+mod advice;
+mod readings;
+
+use serde::Serialize;
+
+pub use advice::{offload_probe, ring_probe};
+pub use readings::Readings;
+
+/// How much a finding matters.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Nothing to do.
+    Ok,
+    /// It works, and would work better after the command.
+    Advice,
+    /// A worker cannot run as it should until this is mended.
+    Problem,
+}
+
+/// One setting of this host, judged.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Finding {
+    /// Stable name of the setting, such as `rmem_max`.
+    pub id: &'static str,
+    /// How much it matters.
+    pub severity: Severity,
+    /// What is set now, with its unit.
+    pub what_is: String,
+    /// What would be better; empty where nothing is to do.
+    pub better: String,
+    /// Why, with the expected effect.
+    pub why: &'static str,
+    /// The command that changes it, run as root; absent where no command can.
+    pub command: Option<String>,
+    /// The command that changes it back to what is set now.
+    pub undo: Option<String>,
+}
+
+/// Reads this host and judges every setting that matters to a worker.
+#[must_use]
+pub fn report() -> Vec<Finding> {
+    judge(&Readings::read())
+}
+
+/// Judges readings taken earlier, or elsewhere.
+#[must_use]
+pub fn judge(readings: &Readings) -> Vec<Finding> {
+    advice::RULES.iter().map(|rule| rule(readings)).collect()
+}
+
+impl Finding {
+    fn fine(id: &'static str, what_is: impl Into<String>, why: &'static str) -> Self {
+        Self {
+            id,
+            severity: Severity::Ok,
+            what_is: what_is.into(),
+            better: String::new(),
+            why,
+            command: None,
+            undo: None,
+        }
+    }
+
+    fn lacking(
+        severity: Severity,
+        id: &'static str,
+        what_is: impl Into<String>,
+        better: impl Into<String>,
+        why: &'static str,
+    ) -> Self {
+        Self {
+            id,
+            severity,
+            what_is: what_is.into(),
+            better: better.into(),
+            why,
+            command: None,
+            undo: None,
+        }
+    }
+
+    fn mended_by(mut self, command: impl Into<String>, undo: impl Into<String>) -> Self {
+        self.command = Some(command.into());
+        self.undo = Some(undo.into());
+        self
+    }
+}

@@ -14,6 +14,7 @@
 //! The tables own no socket and no clock. They write frames into a [`FrameSink`] they are lent.
 
 pub mod job;
+pub mod parts;
 pub mod requesting;
 pub mod rtt;
 pub mod serving;

@@ -5,7 +5,7 @@
 //! time it named has passed).
 //!
 //! Who drives it: [`Requesting::pump`] once a turn while the channel is open, [`Requesting::answer`]
-//! for each RESULT, FAILED, REFUSED and WORKING, [`Requesting::handle_timeout`] when
+//! for each frame about a task, [`Requesting::handle_timeout`] when
 //! [`Requesting::next_timeout`] has passed. It calls the [`Job`] for tasks and with answers, each
 //! token exactly once.
 //!
@@ -14,9 +14,12 @@
 
 use core::time::Duration;
 
+use bytes::Bytes;
+
 use crate::engagement::job::{Answer, Job, Next, Refused, Timing, Verdict};
+use crate::engagement::parts::{Part, PartsIn, PartsOut};
 use crate::engagement::rtt::Rtt;
-use crate::engagement::serving::next_generation;
+use crate::engagement::serving::{RECEIVING_BYTES_MAX, next_generation};
 use crate::engagement::{FrameSink, Totals};
 use crate::fault::DropReason;
 use crate::frame::duration16;
@@ -24,7 +27,7 @@ use crate::frame::kind::{Kind, PRIOR_ACCEPTED, PRIOR_REJECTED, RefusalCode};
 use crate::frame::{Frame, Head, TaskId};
 use crate::ids::ChannelId;
 use crate::time::Time;
-use crate::wire::limits::FRAME_PAYLOAD_MAX;
+use crate::wire::limits::{FRAME_PAYLOAD_MAX, TASK_LEN_MAX};
 
 /// Tasks outstanding before the first answer.
 pub const WINDOW_INITIAL: u32 = 64;
@@ -34,7 +37,7 @@ const WINDOW_MIN: u32 = 4;
 const VERDICT_DELAY: Duration = Duration::from_millis(20);
 /// A task that is known to run is asked after this seldom.
 const WORKING_PROBE: Duration = Duration::from_millis(500);
-/// Silence after which the other end counts as lost, once a task has been repeated this often.
+/// Silence after which the other end counts as lost while a task is owed an answer.
 const LOST_AFTER: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +60,18 @@ struct Slot {
     first_sent: Time,
     due: Time,
     payload: Vec<u8>,
+    /// A long task on its way out.
+    long: Option<Long>,
+    /// A long result on its way in.
+    parts_in: Option<PartsIn>,
+    /// Pieces of progress that came in order.
+    pieces: u32,
+}
+
+#[derive(Debug)]
+struct Long {
+    payload: Bytes,
+    parts: PartsOut,
 }
 
 impl Slot {
@@ -70,6 +85,9 @@ impl Slot {
         first_sent: Time::ZERO,
         due: Time::NEVER,
         payload: Vec::new(),
+        long: None,
+        parts_in: None,
+        pieces: 0,
     };
 }
 
@@ -93,6 +111,10 @@ pub struct Requesting {
     window_cut_at: Time,
     outstanding: u32,
     ended: bool,
+    /// Slots whose long tasks have parts to send.
+    sending: Vec<u16>,
+    /// Bytes reserved for long results that arrive.
+    receiving: usize,
     /// Free slots that owe a verdict, and since when.
     verdicts_owed: u32,
     verdicts_due: Time,
@@ -115,6 +137,8 @@ impl Requesting {
             window_cut_at: now,
             outstanding: 0,
             ended: false,
+            sending: Vec::new(),
+            receiving: 0,
             verdicts_owed: 0,
             verdicts_due: Time::NEVER,
             rtt: Rtt::default(),
@@ -171,14 +195,19 @@ impl Requesting {
         job: &mut dyn Job,
         budget: usize,
     ) -> usize {
-        let mut sent = 0;
+        let mut sent = self.pump_parts(sink, job.deadline_us(), budget);
         while sent < budget && self.may_send() {
             let Some(space) = sink.reserve(FRAME_PAYLOAD_MAX) else { break };
             let (len, token) = match job.next(space, now) {
                 Next::Task { len, token } => (len, token),
-                Next::Large { token, .. } => {
-                    self.totals.refused += 1;
-                    job.answer(token, Answer::Refused(Refused::TooBig), Timing::default());
+                Next::Large { payload, token } => {
+                    if payload.is_empty() || payload.len() > TASK_LEN_MAX {
+                        self.totals.refused += 1;
+                        job.answer(token, Answer::Refused(Refused::TooBig), Timing::default());
+                    } else {
+                        self.start_long(now, token, payload);
+                        sent += self.pump_parts(sink, job.deadline_us(), budget - sent);
+                    }
                     continue;
                 }
                 Next::Later => break,
@@ -202,6 +231,29 @@ impl Requesting {
         sent
     }
 
+    /// Puts a long task into a free slot; its parts go turn by turn.
+    fn start_long(&mut self, now: Time, token: u64, payload: Bytes) {
+        let (head, slot) = self.start(now, token, 0);
+        slot.long = Some(Long { parts: PartsOut::new(payload.len()), payload });
+        self.sending.push(head.task.slot);
+        self.next_scan = self.next_scan.min(now + self.rtt.timeout());
+    }
+
+    /// Sends parts of long tasks, as their windows allow; how many went.
+    fn pump_parts(&mut self, sink: &mut impl FrameSink, deadline_us: u32, budget: usize) -> usize {
+        let (channel, slots) = (self.channel, &mut self.slots);
+        let mut sent = 0;
+        self.sending.retain(|index| {
+            let slot = &mut slots[usize::from(*index)];
+            let head = part_head(channel, *index, slot);
+            let Some(long) = &mut slot.long else { return false };
+            sent += long.parts.pump(&long.payload, head, deadline_us, sink, budget - sent);
+            // What the window holds back goes on with the next acknowledgment.
+            long.parts.may_send()
+        });
+        sent
+    }
+
     fn may_send(&self) -> bool {
         !self.has_ended() && !self.free.is_empty() && self.outstanding < self.window
     }
@@ -216,10 +268,15 @@ impl Requesting {
         slot.generation = next_generation(slot.generation);
         slot.state = SlotState::Outstanding;
         slot.working = false;
+        slot.pieces = 0;
         slot.sends = 1;
         slot.token = token;
         slot.first_sent = now;
         slot.due = now + self.rtt.timeout();
+        if self.outstanding == 0 {
+            // Nobody owed us a word until now.
+            self.last_heard = now;
+        }
         self.outstanding += 1;
         self.totals.tasks += 1;
         let task = TaskId { slot: index, generation: slot.generation };
@@ -228,7 +285,8 @@ impl Requesting {
         (Head { flags, ..Head::task(Kind::Task, self.channel, task, deadline_us) }, slot)
     }
 
-    /// Takes RESULT, FAILED, REFUSED or WORKING.
+    /// Takes any frame about a task: RESULT, RESULT_PART, FAILED, REFUSED, WORKING, PROGRESS or
+    /// PART_ACK.
     ///
     /// # Errors
     /// The reason for which the frame was dropped.
@@ -236,9 +294,10 @@ impl Requesting {
         &mut self,
         now: Time,
         frame: &Frame<'_>,
+        sink: &mut impl FrameSink,
         job: &mut dyn Job,
     ) -> Result<Progressed, DropReason> {
-        let credits = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
+        let timeout = self.rtt.timeout();
         let slot = self
             .slots
             .get_mut(usize::from(frame.task.slot))
@@ -250,39 +309,114 @@ impl Requesting {
             return Err(DropReason::Duplicate);
         }
         self.last_heard = now;
-        if frame.kind == Kind::Working {
-            slot.working = true;
-            slot.due = now + WORKING_PROBE;
+        match frame.kind {
+            Kind::Working => {
+                slot.working = true;
+                slot.due = now + WORKING_PROBE;
+                Ok(Progressed::Noted)
+            }
+            Kind::PartAck => {
+                let long = slot.long.as_mut().ok_or(DropReason::OutOfOrder)?;
+                long.parts.ack(frame.auxiliary);
+                slot.due = now + timeout;
+                if long.parts.may_send() && !self.sending.contains(&frame.task.slot) {
+                    self.sending.push(frame.task.slot);
+                }
+                Ok(Progressed::Noted)
+            }
+            Kind::Progress => self.progress(now, frame, sink, job),
+            Kind::Refused => self.refused(now, frame, job),
+            _ if u32::from(frame.flags) > slot.pieces => {
+                // Pieces are missing: they come again, and the answer after them.
+                let next = slot.pieces;
+                sink.send(Head::task(Kind::ProgressAck, self.channel, frame.task, next), &[]);
+                Ok(Progressed::Noted)
+            }
+            Kind::ResultPart => self.result_part(now, frame, sink, job),
+            Kind::Result => {
+                let answer = Answer::Done(frame.payload);
+                Ok(self.finish(now, frame.task, frame.auxiliary, answer, job))
+            }
+            Kind::Failed => {
+                let answer = Answer::Failed(frame.payload);
+                Ok(self.finish(now, frame.task, frame.auxiliary, answer, job))
+            }
+            _ => Err(DropReason::OutOfOrder),
+        }
+    }
+
+    /// A piece of progress: handed on in order; a gap is asked for.
+    fn progress(
+        &mut self,
+        now: Time,
+        frame: &Frame<'_>,
+        sink: &mut impl FrameSink,
+        job: &mut dyn Job,
+    ) -> Result<Progressed, DropReason> {
+        let slot = &mut self.slots[usize::from(frame.task.slot)];
+        slot.working = true;
+        slot.due = now + WORKING_PROBE;
+        if frame.auxiliary > slot.pieces {
+            let next = slot.pieces;
+            sink.send(Head::task(Kind::ProgressAck, self.channel, frame.task, next), &[]);
+            return Err(DropReason::OutOfOrder);
+        }
+        if frame.auxiliary < slot.pieces {
+            return Err(DropReason::Duplicate);
+        }
+        slot.pieces += 1;
+        job.progress(slot.token, frame.payload);
+        Ok(Progressed::Noted)
+    }
+
+    /// A part of a long result. The last to arrive completes it.
+    fn result_part(
+        &mut self,
+        now: Time,
+        frame: &Frame<'_>,
+        sink: &mut impl FrameSink,
+        job: &mut dyn Job,
+    ) -> Result<Progressed, DropReason> {
+        let part = Part::parse(frame.payload, frame.auxiliary)?;
+        let slot = &mut self.slots[usize::from(frame.task.slot)];
+        slot.due = now + self.rtt.timeout();
+        if slot.parts_in.is_none() && self.receiving + part.total > RECEIVING_BYTES_MAX {
+            // The worker keeps it and is asked again.
+            return Err(DropReason::MemoryLimit);
+        }
+        let receiving = &mut self.receiving;
+        let parts = slot.parts_in.get_or_insert_with(|| {
+            *receiving += part.total;
+            PartsIn::new(&part)
+        });
+        let taken = parts.take(&part);
+        if let Some(offset) = parts.ack_due() {
+            sink.send(Head::task(Kind::PartAck, self.channel, frame.task, offset), &[]);
+        }
+        taken?;
+        if !parts.is_complete() {
             return Ok(Progressed::Noted);
         }
-        let round_trip_ns = now.nanos_since(slot.first_sent);
-        if slot.sends == 1 {
-            self.rtt.sample(round_trip_ns);
-        }
-        self.window = (self.window + 1).min(credits);
-        let token = slot.token;
-        let (answer, timing) = match frame.kind {
-            Kind::Refused => match refused(frame) {
-                Some(retry @ (Refused::Busy { .. } | Refused::ReceiptDue)) => {
-                    self.back_off(now, frame.task, retry);
-                    return Ok(Progressed::Noted);
-                }
-                Some(reason) => (Answer::Refused(reason), Timing { round_trip_ns, busy_ns: 0 }),
-                None => return Err(DropReason::BadFrame),
-            },
-            kind => {
-                let (busy_ns, _) = duration16::unpack(frame.auxiliary);
-                let timing = Timing { round_trip_ns, busy_ns };
-                match kind {
-                    Kind::Result => (Answer::Done(frame.payload), timing),
-                    Kind::Failed => (Answer::Failed(frame.payload), timing),
-                    _ => return Err(DropReason::OutOfOrder),
-                }
+        let parts = slot.parts_in.take().expect("borrowed above");
+        self.receiving -= parts.len();
+        let detail = parts.detail();
+        let bytes = parts.into_bytes();
+        Ok(self.finish(now, frame.task, detail, Answer::Done(&bytes), job))
+    }
+
+    fn refused(
+        &mut self,
+        now: Time,
+        frame: &Frame<'_>,
+        job: &mut dyn Job,
+    ) -> Result<Progressed, DropReason> {
+        match refused(frame).ok_or(DropReason::BadFrame)? {
+            retry @ (Refused::Busy { .. } | Refused::ReceiptDue) => {
+                self.back_off(now, frame.task, retry);
+                Ok(Progressed::Noted)
             }
-        };
-        let verdict = job.answer(token, answer, timing);
-        self.finish(now, frame, answer, verdict);
-        Ok(Progressed::Answered(round_trip_ns))
+            reason => Ok(self.finish(now, frame.task, 0, Answer::Refused(reason), job)),
+        }
     }
 
     fn back_off(&mut self, now: Time, task: TaskId, retry: Refused) {
@@ -297,15 +431,33 @@ impl Requesting {
         self.next_scan = self.next_scan.min(slot.due);
     }
 
-    /// Counts an answer and frees its slot.
-    fn finish(&mut self, now: Time, frame: &Frame<'_>, answer: Answer<'_>, verdict: Verdict) {
-        let slot = &mut self.slots[usize::from(frame.task.slot)];
+    /// Hands an answer to the job, counts it and frees its slot.
+    fn finish(
+        &mut self,
+        now: Time,
+        task: TaskId,
+        auxiliary: u32,
+        answer: Answer<'_>,
+        job: &mut dyn Job,
+    ) -> Progressed {
+        let credits = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
+        let slot = &mut self.slots[usize::from(task.slot)];
+        let round_trip_ns = now.nanos_since(slot.first_sent);
+        if slot.sends == 1 && slot.long.is_none() {
+            self.rtt.sample(round_trip_ns);
+        }
+        self.window = (self.window + 1).min(credits);
+        let (busy_ns, staged_ns) = duration16::unpack(auxiliary);
+        let verdict = job.answer(slot.token, answer, Timing { round_trip_ns, busy_ns });
         slot.prior = 0;
+        slot.long = None;
+        if let Some(parts) = slot.parts_in.take() {
+            self.receiving -= parts.len();
+        }
         match answer {
             Answer::Done(_) => {
                 self.totals.done += 1;
                 if verdict == Verdict::Accept {
-                    let (busy_ns, staged_ns) = duration16::unpack(frame.auxiliary);
                     self.totals.accepted += 1;
                     self.totals.busy_ns += busy_ns;
                     self.totals.staged_ns += staged_ns;
@@ -326,7 +478,8 @@ impl Requesting {
         slot.state = SlotState::Free;
         slot.due = Time::NEVER;
         self.outstanding -= 1;
-        self.free.push(frame.task.slot);
+        self.free.push(task.slot);
+        Progressed::Answered(round_trip_ns)
     }
 
     /// Repeats what is due, retries what was busy, and tells verdicts that found no task to carry
@@ -361,7 +514,12 @@ impl Requesting {
             slot.generation = next_generation(slot.generation);
             slot.state = SlotState::Outstanding;
             slot.working = false;
-            slot.sends = 0;
+            slot.pieces = 0;
+            // Its round trip holds the wait, and is no sample of the path.
+            slot.sends = 1;
+            if let Some(long) = &mut slot.long {
+                long.parts = PartsOut::new(long.payload.len());
+            }
         } else if !slot.working && now.since(self.window_cut_at) > self.rtt.timeout() {
             self.window = (self.window / 2).max(WINDOW_MIN.min(self.window));
             self.window_cut_at = now;
@@ -369,9 +527,20 @@ impl Requesting {
         slot.sends += 1;
         slot.due = now + if slot.working { WORKING_PROBE } else { self.rtt.timeout_after(slot.sends) };
         let slot_number = u16::try_from(index).expect("slots are numbered in 16 bits");
-        let task = TaskId { slot: slot_number, generation: slot.generation };
-        let head =
-            Head { flags: slot.prior, ..Head::task(Kind::Task, self.channel, task, deadline_us) };
+        let head = part_head(self.channel, slot_number, slot);
+        if let Some(long) = &mut slot.long {
+            if long.parts.is_complete() {
+                long.parts.probe(&long.payload, head, deadline_us, sink);
+            } else {
+                long.parts.rewind();
+                if !self.sending.contains(&slot_number) {
+                    self.sending.push(slot_number);
+                }
+            }
+            self.totals.repeated += u64::from(slot.sends > 1);
+            return;
+        }
+        let head = Head { kind: Kind::Task, auxiliary: deadline_us, ..head };
         if sink.send(head, &slot.payload) && slot.sends > 1 {
             self.totals.repeated += 1;
         }
@@ -404,6 +573,8 @@ impl Requesting {
                 continue;
             }
             slot.state = SlotState::Free;
+            slot.long = None;
+            slot.parts_in = None;
             let round_trip_ns = now.nanos_since(slot.first_sent);
             self.totals.refused += 1;
             job.answer(
@@ -416,11 +587,13 @@ impl Requesting {
         self.next_scan = Time::NEVER;
         self.verdicts_due = Time::NEVER;
     }
+}
 
-    /// Anything at all came from the worker.
-    pub fn heard(&mut self, now: Time) {
-        self.last_heard = now;
-    }
+/// The head of a part of a slot's long task; its offset is filled in where it is sent.
+fn part_head(channel: ChannelId, index: u16, slot: &Slot) -> Head {
+    let task = TaskId { slot: index, generation: slot.generation };
+    // A repeat must carry the same verdict: the first copy may be the one that was lost.
+    Head { flags: slot.prior, ..Head::task(Kind::TaskPart, channel, task, 0) }
 }
 
 fn refused(frame: &Frame<'_>) -> Option<Refused> {

@@ -2,28 +2,36 @@
 //!
 //! | slot state | TASK of its generation | TASK of the next | TASK of an older | anything else |
 //! |---|---|---|---|---|
-//! | free | - | run | stale | out of order |
+//! | free | stale | run | stale | out of order |
+//! | receiving parts | out of order; of a part, PART_ACK | out of order | stale | out of order |
 //! | running | WORKING | out of order | stale | out of order |
 //! | answered | the answer again | run, frees the answer | stale | out of order |
 //!
-//! Who drives it: for each TASK call [`Serving::admit`]; if it returns an [`Admitted`], run the task
-//! and hand the token to [`Serving::answer`], at once or later. The token cannot be copied, so a
-//! task is answered once.
+//! Who drives it: for each TASK call [`Serving::admit`], for each TASK_PART
+//! [`Serving::admit_part`]; if an [`Admitted`] comes back, run the task and hand the token to
+//! [`Serving::answer`] or, if the result may be long, [`Serving::answer_long`], at once or later. The
+//! token cannot be copied, so a task is answered once. While [`Serving::has_parts`] says so, call
+//! [`Serving::pump_parts`] once a turn.
 
+use crate::engagement::parts::{Part, PartsIn, PartsOut};
 use crate::engagement::{FrameSink, Totals};
 use crate::fault::DropReason;
 use crate::frame::duration16;
-use crate::frame::kind::{Kind, PRIOR_ACCEPTED, PRIOR_REJECTED, RefusalCode};
+use crate::frame::kind::{FROM_WORKER, Kind, PRIOR_ACCEPTED, PRIOR_REJECTED, RefusalCode};
 use crate::frame::{Frame, Head, TaskId};
 use crate::ids::ChannelId;
 use crate::time::Time;
+use crate::wire::limits::FRAME_PAYLOAD_MAX;
 
 /// How soon a requester should come back after `busy` or `receipt_due`, in microseconds.
 pub const RETRY_AFTER_US: u32 = 2_000;
+/// Parts of a long answer that go at once; the rest follows turn by turn.
+const FIRST_PARTS: usize = 32;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SlotState {
     Free,
+    Receiving,
     Running,
     Answered,
 }
@@ -38,6 +46,12 @@ struct Slot {
     flags: u8,
     auxiliary: u32,
     answer: Vec<u8>,
+    /// A long task on its way in.
+    parts_in: Option<PartsIn>,
+    /// A long result on its way out: `answer` in parts.
+    parts_out: Option<PartsOut>,
+    /// Progress of the task, kept until its slot is used again.
+    pieces: Vec<Box<[u8]>>,
 }
 
 impl Slot {
@@ -49,8 +63,32 @@ impl Slot {
         flags: 0,
         auxiliary: 0,
         answer: Vec::new(),
+        parts_in: None,
+        parts_out: None,
+        pieces: Vec::new(),
     };
+
+    /// Drops what was kept for the last task. A long answer gives its memory back, a short one keeps
+    /// it for the next.
+    /// Returns how many bytes of a long answer that was.
+    fn forget(&mut self) -> usize {
+        let kept = if self.parts_out.take().is_some() { self.answer.len() } else { 0 };
+        if self.answer.capacity() > FRAME_PAYLOAD_MAX {
+            self.answer = Vec::new();
+        }
+        self.answer.clear();
+        self.pieces.clear();
+        kept
+    }
 }
+
+/// Bytes that the long tasks of one channel may hold while they arrive.
+pub const RECEIVING_BYTES_MAX: usize = 64 << 20;
+/// Bytes of long answers that a channel keeps before it takes no more tasks: one answer more than
+/// this at the most.
+pub const KEPT_BYTES_MAX: usize = 64 << 20;
+/// Pieces of progress of one task.
+pub const PIECES_MAX: usize = 255;
 
 /// Proof that a task may run, and must be answered: made by [`Serving::admit`] alone.
 #[derive(Debug, PartialEq, Eq)]
@@ -107,6 +145,12 @@ pub struct Serving {
     limits: ServingLimits,
     slots: Box<[Slot]>,
     running: u32,
+    /// Bytes reserved for long tasks that arrive.
+    receiving: usize,
+    /// Slots whose long answers have parts to send.
+    sending: Vec<u16>,
+    /// Bytes of the long answers that are kept.
+    kept: usize,
     covered: u64,
     draining: bool,
     totals: Totals,
@@ -122,6 +166,9 @@ impl Serving {
             limits,
             slots,
             running: 0,
+            receiving: 0,
+            sending: Vec::new(),
+            kept: 0,
             covered: 0,
             draining: false,
             totals: Totals::default(),
@@ -174,37 +221,107 @@ impl Serving {
         frame: &Frame<'_>,
         sink: &mut impl FrameSink,
     ) -> Result<Option<Admitted>, DropReason> {
-        let task = frame.task;
-        let slot = self
-            .slots
-            .get_mut(usize::from(task.slot))
-            .ok_or(DropReason::SlotOutOfRange)?;
+        if !self.is_next(frame.task)? {
+            return self.repeat(frame.task, sink);
+        }
+        self.enter(frame, SlotState::Running);
+        let admitted = admission(now, frame.task, frame.auxiliary);
+        self.run_or_refuse(now, admitted, sink)
+    }
+
+    /// Whether a task is the next of its slot; false if it is the one the slot has.
+    fn is_next(&self, task: TaskId) -> Result<bool, DropReason> {
+        let slot = self.slots.get(usize::from(task.slot)).ok_or(DropReason::SlotOutOfRange)?;
         if task.generation == slot.generation {
-            return self.repeat(task, sink);
+            return Ok(false);
         }
         if task.generation != next_generation(slot.generation) {
             let older = slot.generation.wrapping_sub(task.generation) < u32::MAX / 2;
             return Err(if older { DropReason::Stale } else { DropReason::OutOfOrder });
         }
-        if slot.state == SlotState::Running {
-            return Err(DropReason::OutOfOrder);
+        match slot.state {
+            SlotState::Running | SlotState::Receiving => Err(DropReason::OutOfOrder),
+            SlotState::Free | SlotState::Answered => Ok(true),
         }
-        self.judge(task.slot, frame.flags);
-        let slot = &mut self.slots[usize::from(task.slot)];
-        slot.generation = task.generation;
-        slot.state = SlotState::Running;
-        self.running += 1;
-        let deadline = match frame.auxiliary {
-            0 => Time::NEVER,
-            micros => now + core::time::Duration::from_micros(u64::from(micros)),
-        };
-        let admitted = Admitted { task, arrived: now, deadline, counted: false };
+    }
+
+    /// The next generation of a slot begins: the last one's answer has arrived, and is judged.
+    fn enter(&mut self, frame: &Frame<'_>, state: SlotState) {
+        self.judge(frame.task.slot, frame.flags);
+        let slot = &mut self.slots[usize::from(frame.task.slot)];
+        self.kept -= slot.forget();
+        slot.generation = frame.task.generation;
+        slot.state = state;
+        self.running += u32::from(state == SlotState::Running);
+    }
+
+    fn run_or_refuse(
+        &mut self,
+        now: Time,
+        admitted: Admitted,
+        sink: &mut impl FrameSink,
+    ) -> Result<Option<Admitted>, DropReason> {
         if let Some((code, retry_after_us)) = self.refusal(now) {
             self.refuse(admitted, code, retry_after_us, sink);
             return Ok(None);
         }
         self.totals.tasks += 1;
         Ok(Some(Admitted { counted: true, ..admitted }))
+    }
+
+    /// A part of a long task. The last to arrive brings the whole task, to be run.
+    ///
+    /// # Errors
+    /// The reason for which the frame was dropped.
+    pub fn admit_part(
+        &mut self,
+        now: Time,
+        frame: &Frame<'_>,
+        sink: &mut impl FrameSink,
+    ) -> Result<Option<(Admitted, Vec<u8>)>, DropReason> {
+        let part = Part::parse(frame.payload, frame.auxiliary)?;
+        let task = frame.task;
+        if self.is_next(task)? {
+            self.enter(frame, SlotState::Receiving);
+            if self.receiving + part.total > RECEIVING_BYTES_MAX || self.refusal(now).is_some() {
+                self.start_running(task);
+                let (code, after) =
+                    self.refusal(now).unwrap_or((RefusalCode::Busy, RETRY_AFTER_US));
+                self.refuse(admission(now, task, part.detail), code, after, sink);
+                return Ok(None);
+            }
+            self.receiving += part.total;
+            self.slots[usize::from(task.slot)].parts_in = Some(PartsIn::new(&part));
+        }
+        let slot = &mut self.slots[usize::from(task.slot)];
+        let Some(parts) = &mut slot.parts_in else {
+            // The requester asks with the last part; the others are only late.
+            return if part.is_last() {
+                self.repeat(task, sink).map(|_| None)
+            } else {
+                Err(DropReason::Duplicate)
+            };
+        };
+        let taken = parts.take(&part);
+        if let Some(offset) = parts.ack_due() {
+            let head = Head::task(Kind::PartAck, self.channel, task, offset);
+            sink.send(Head { flags: FROM_WORKER, ..head }, &[]);
+        }
+        taken?;
+        if !parts.is_complete() {
+            return Ok(None);
+        }
+        let parts = slot.parts_in.take().expect("borrowed above");
+        self.receiving -= parts.len();
+        self.start_running(task);
+        let admitted = admission(now, task, parts.detail());
+        let admitted = self.run_or_refuse(now, admitted, sink)?;
+        Ok(admitted.map(|admitted| (admitted, parts.into_bytes())))
+    }
+
+    fn start_running(&mut self, task: TaskId) {
+        self.slots[usize::from(task.slot)].state = SlotState::Running;
+        self.running += 1;
     }
 
     fn refusal(&self, now: Time) -> Option<(RefusalCode, u32)> {
@@ -214,6 +331,8 @@ impl Serving {
             Some((RefusalCode::GrantEnded, 0))
         } else if self.answers() >= self.covered.saturating_add(self.limits.unsigned_max) {
             Some((RefusalCode::ReceiptDue, RETRY_AFTER_US))
+        } else if self.kept > KEPT_BYTES_MAX {
+            Some((RefusalCode::Busy, RETRY_AFTER_US))
         } else {
             None
         }
@@ -225,9 +344,17 @@ impl Serving {
         task: TaskId,
         sink: &mut impl FrameSink,
     ) -> Result<Option<Admitted>, DropReason> {
-        let slot = &self.slots[usize::from(task.slot)];
+        let slot = &mut self.slots[usize::from(task.slot)];
         match slot.state {
             SlotState::Free => return Err(DropReason::Stale),
+            SlotState::Receiving => return Err(DropReason::OutOfOrder),
+            SlotState::Answered if slot.parts_out.is_some() => {
+                slot.parts_out.iter_mut().for_each(PartsOut::rewind);
+                self.totals.repeated += 1;
+                if !self.sending.contains(&task.slot) {
+                    self.sending.push(task.slot);
+                }
+            }
             SlotState::Running => {
                 sink.send(Head::task(Kind::Working, self.channel, task, 0), &[]);
             }
@@ -273,7 +400,7 @@ impl Serving {
             return Err(DropReason::OutOfOrder);
         }
         slot.state = SlotState::Free;
-        slot.answer.clear();
+        self.kept -= slot.forget();
         let flags = if frame.auxiliary == 0 { PRIOR_ACCEPTED } else { PRIOR_REJECTED };
         self.judge(frame.task.slot, flags);
         Ok(())
@@ -298,6 +425,11 @@ impl Serving {
         answer: &[u8],
     ) -> Head {
         let staged_ns = started.nanos_since(admitted.arrived);
+        let (kind, auxiliary) = self.count(answered, busy_ns, staged_ns);
+        self.keep(admitted.task, kind, 0, auxiliary, answer)
+    }
+
+    fn count(&mut self, answered: Answered, busy_ns: u64, staged_ns: u64) -> (Kind, u32) {
         let auxiliary = duration16::pack(busy_ns, staged_ns);
         let kind = match answered {
             Answered::Done => {
@@ -313,7 +445,116 @@ impl Serving {
                 Kind::Failed
             }
         };
-        self.keep(admitted.task, kind, 0, auxiliary, answer)
+        (kind, auxiliary)
+    }
+
+    /// As [`Self::answer`], for an answer that may be longer than a frame: takes it over, and sends
+    /// it whole or its first parts.
+    pub fn answer_long(
+        &mut self,
+        admitted: Admitted,
+        answered: Answered,
+        busy_ns: u64,
+        started: Time,
+        mut answer: Vec<u8>,
+        sink: &mut impl FrameSink,
+    ) {
+        if answered == Answered::Failed {
+            // A failure is a sentence; parts are for results.
+            answer.truncate(FRAME_PAYLOAD_MAX);
+        }
+        if answer.len() <= FRAME_PAYLOAD_MAX {
+            let head = self.answer(admitted, answered, busy_ns, started, &answer);
+            sink.send(head, &answer);
+            return;
+        }
+        let staged_ns = started.nanos_since(admitted.arrived);
+        let (_, auxiliary) = self.count(answered, busy_ns, staged_ns);
+        let task = admitted.task;
+        self.keep(task, Kind::ResultPart, 0, auxiliary, &[]);
+        let slot = &mut self.slots[usize::from(task.slot)];
+        slot.parts_out = Some(PartsOut::new(answer.len()));
+        self.kept += answer.len();
+        slot.answer = answer;
+        self.sending.push(task.slot);
+        self.pump_parts(sink, FIRST_PARTS);
+    }
+
+    /// Whether a long answer has parts that may go now.
+    pub fn has_parts(&self) -> bool {
+        !self.sending.is_empty()
+    }
+
+    /// Sends parts of long answers, as their windows allow and up to `budget` in all.
+    pub fn pump_parts(&mut self, sink: &mut impl FrameSink, mut budget: usize) {
+        let (channel, slots) = (self.channel, &mut self.slots);
+        self.sending.retain(|index| {
+            let slot = &mut slots[usize::from(*index)];
+            let task = TaskId { slot: *index, generation: slot.generation };
+            let Some(parts) = &mut slot.parts_out else { return false };
+            let head = Head { flags: slot.flags, ..Head::task(Kind::ResultPart, channel, task, 0) };
+            budget -= parts.pump(&slot.answer, head, slot.auxiliary, sink, budget);
+            // What the window holds back goes on with the next acknowledgment.
+            parts.may_send()
+        });
+    }
+
+    /// Takes a PART_ACK.
+    ///
+    /// # Errors
+    /// The reason for which the frame was dropped.
+    pub fn part_ack(&mut self, frame: &Frame<'_>) -> Result<(), DropReason> {
+        let index = frame.task.slot;
+        let slot = self.slots.get_mut(usize::from(index)).ok_or(DropReason::SlotOutOfRange)?;
+        if slot.generation != frame.task.generation {
+            return Err(DropReason::Stale);
+        }
+        let parts = slot.parts_out.as_mut().ok_or(DropReason::OutOfOrder)?;
+        parts.ack(frame.auxiliary);
+        if parts.may_send() && !self.sending.contains(&index) {
+            self.sending.push(index);
+        }
+        Ok(())
+    }
+
+    /// A piece of progress of a task that runs; false if it has had [`PIECES_MAX`] or runs no more.
+    pub fn progress(&mut self, task: TaskId, piece: &[u8], sink: &mut impl FrameSink) -> bool {
+        if !self.is_running(task) || piece.len() > FRAME_PAYLOAD_MAX {
+            return false;
+        }
+        let slot = &mut self.slots[usize::from(task.slot)];
+        if slot.pieces.len() >= PIECES_MAX {
+            return false;
+        }
+        let index = u32::try_from(slot.pieces.len()).expect("at most PIECES_MAX");
+        slot.pieces.push(piece.into());
+        sink.send(Head::task(Kind::Progress, self.channel, task, index), piece);
+        true
+    }
+
+    /// Takes a PROGRESS_ACK: sends the pieces from there on again, and the answer if there is one.
+    ///
+    /// # Errors
+    /// The reason for which the frame was dropped.
+    pub fn progress_ack(
+        &mut self,
+        frame: &Frame<'_>,
+        sink: &mut impl FrameSink,
+    ) -> Result<(), DropReason> {
+        let task = frame.task;
+        let slot = self.slots.get(usize::from(task.slot)).ok_or(DropReason::SlotOutOfRange)?;
+        if slot.generation != task.generation {
+            return Err(DropReason::Stale);
+        }
+        for (index, piece) in (0_u32..).zip(&slot.pieces).skip(frame.auxiliary as usize) {
+            sink.send(Head::task(Kind::Progress, self.channel, task, index), piece);
+            self.totals.repeated += 1;
+        }
+        if slot.state == SlotState::Answered {
+            // `repeat` reports the duplicate that this is not.
+            let _ = self.repeat(task, sink);
+        }
+        Ok(())
     }
 
     fn keep(
@@ -328,8 +569,14 @@ impl Serving {
         assert_eq!(slot.generation, task.generation, "an answer to another generation");
         assert_eq!(slot.state, SlotState::Running, "a second answer");
         slot.state = SlotState::Answered;
-        slot.judged = kind != Kind::Result;
+        slot.judged = !matches!(kind, Kind::Result | Kind::ResultPart);
         slot.kind = kind;
+        // An answer says how many pieces of progress came before it; a refusal came before any.
+        let flags = if kind == Kind::Refused {
+            flags
+        } else {
+            u8::try_from(slot.pieces.len()).expect("at most PIECES_MAX")
+        };
         slot.flags = flags;
         slot.auxiliary = auxiliary;
         slot.answer.clear();
@@ -356,6 +603,14 @@ impl Serving {
         let head = self.keep(admitted.task, Kind::Refused, code as u8, retry_after_us, &[]);
         sink.send(head, &[]);
     }
+}
+
+fn admission(now: Time, task: TaskId, deadline_us: u32) -> Admitted {
+    let deadline = match deadline_us {
+        0 => Time::NEVER,
+        micros => now + core::time::Duration::from_micros(u64::from(micros)),
+    };
+    Admitted { task, arrived: now, deadline, counted: false }
 }
 
 /// The generation after `generation`: 0 is never used again.

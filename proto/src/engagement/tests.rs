@@ -50,11 +50,29 @@ fn view(owned: &Owned) -> Frame<'_> {
     }
 }
 
-/// Sends the numbers below `count` and checks that each comes back doubled, once.
+/// Sends the numbers below `count` and checks that each comes back doubled, once, after as many
+/// pieces of progress as it asks for. Some are padded to many frames' length.
 struct Doubling {
     next: u64,
     count: u64,
     answers: BTreeMap<u64, Option<u64>>,
+    pieces: BTreeMap<u64, u64>,
+}
+
+impl Doubling {
+    fn new(count: u64) -> Self {
+        Doubling { next: 0, count, answers: BTreeMap::new(), pieces: BTreeMap::new() }
+    }
+}
+
+/// Length of the payload that carries a number: every fifth takes up to 24 parts.
+fn payload_len(value: u64) -> usize {
+    if value % 5 == 3 { 1_320 + usize::try_from(value * 997 % 30_000).expect("small") } else { 8 }
+}
+
+/// Pieces of progress before the answer to a number.
+fn pieces_of(value: u64) -> u64 {
+    value % 4
 }
 
 impl Job for Doubling {
@@ -62,24 +80,47 @@ impl Job for Doubling {
         if self.next == self.count {
             return Next::End;
         }
-        space[..8].copy_from_slice(&self.next.to_be_bytes());
+        let token = self.next;
         self.next += 1;
-        Next::Task { len: 8, token: self.next - 1 }
+        let mut payload = token.to_be_bytes().to_vec();
+        payload.resize(payload_len(token), 0xA5);
+        if payload.len() > 8 {
+            return Next::Large { payload: payload.into(), token };
+        }
+        space[..8].copy_from_slice(&payload);
+        Next::Task { len: 8, token }
+    }
+
+    fn progress(&mut self, token: u64, piece: &[u8]) {
+        let seen = self.pieces.entry(token).or_insert(0);
+        assert_eq!(piece, seen.to_be_bytes(), "pieces of {token} in order");
+        assert!(!self.answers.contains_key(&token), "progress of {token} after its answer");
+        *seen += 1;
     }
 
     fn answer(&mut self, token: u64, answer: Answer<'_>, _timing: Timing) -> Verdict {
         let value = match answer {
-            Answer::Done(bytes) => Some(u64::from_be_bytes(bytes.try_into().expect("8 bytes"))),
+            Answer::Done(bytes) => {
+                assert_eq!(bytes.len(), payload_len(token));
+                assert!(bytes[8..].iter().all(|byte| *byte == 0xA5), "padding of {token}");
+                Some(number(bytes))
+            }
             _ => None,
         };
+        assert_eq!(self.pieces.get(&token).copied().unwrap_or(0), pieces_of(token));
         assert!(self.answers.insert(token, value).is_none(), "token {token} answered twice");
         if token % 5 == 0 { Verdict::Reject } else { Verdict::Accept }
     }
 }
 
-fn doubled(payload: &[u8]) -> Vec<u8> {
-    let value = u64::from_be_bytes(payload.try_into().expect("8 bytes"));
-    (value * 2).to_be_bytes().to_vec()
+fn number(payload: &[u8]) -> u64 {
+    u64::from_be_bytes(payload[..8].try_into().expect("8 bytes"))
+}
+
+fn doubled(mut payload: Vec<u8>) -> Vec<u8> {
+    let value = number(&payload);
+    payload[..8].copy_from_slice(&(value * 2).to_be_bytes());
+    payload
 }
 
 fn limits(credits: u32, tasks: u64) -> ServingLimits {
@@ -114,53 +155,70 @@ impl Network {
     }
 }
 
+/// What a worker does with a frame.
+fn receive(
+    serving: &mut Serving,
+    now: Time,
+    frame: &Frame<'_>,
+    out: &mut Collected,
+    running: &mut VecDeque<(Admitted, Vec<u8>)>,
+) {
+    match frame.kind {
+        Kind::Task => {
+            if let Ok(Some(admitted)) = serving.admit(now, frame, out) {
+                running.push_back((admitted, frame.payload.to_vec()));
+            }
+        }
+        Kind::TaskPart => {
+            if let Ok(Some(task)) = serving.admit_part(now, frame, out) {
+                running.push_back(task);
+            }
+        }
+        // Late and repeated ones are refused by reason, which the table's own test checks.
+        Kind::PartAck => drop(serving.part_ack(frame)),
+        Kind::ProgressAck => drop(serving.progress_ack(frame, out)),
+        Kind::Verdict => drop(serving.verdict(frame)),
+        other => panic!("a requester sent {other:?}"),
+    }
+}
+
 /// Runs until the job is done; how often each value was executed.
 fn run(fates: &[u8], credits: u32, count: u64) -> (Doubling, Requesting, Serving, BTreeMap<u64, u32>) {
     let network = || Network { fates: fates.iter().copied().collect(), in_flight: Vec::new() };
     let (mut there, mut back) = (network(), network());
-    let mut job = Doubling { next: 0, count, answers: BTreeMap::new() };
+    let mut job = Doubling::new(count);
     let mut now = Time::from_nanos(1);
     let mut requesting = Requesting::new(CHANNEL, credits, count, now);
     let mut serving = Serving::new(CHANNEL, limits(credits, count));
     let mut executed = BTreeMap::new();
     let mut running: VecDeque<(Admitted, Vec<u8>)> = VecDeque::new();
+    let mut out = Collected::default();
     let mut rounds = 0;
     while !requesting.is_done() {
         rounds += 1;
-        assert!(rounds < 200_000, "no end after {rounds} rounds: {:?}", requesting.totals());
+        assert!(rounds < 400_000, "no end after {rounds} rounds: {:?}", requesting.totals());
         now = now + Duration::from_millis(1);
-        let mut out = Collected::default();
         requesting.pump(now, &mut out, &mut job, 32);
         requesting.handle_timeout(now, &mut out, &job);
-        there.send(out.frames);
+        there.send(std::mem::take(&mut out.frames));
 
-        let mut out = Collected::default();
         for owned in there.arrive() {
-            let frame = view(&owned);
-            match frame.kind {
-                Kind::Task => {
-                    if let Ok(Some(admitted)) = serving.admit(now, &frame, &mut out) {
-                        running.push_back((admitted, frame.payload.to_vec()));
-                    }
-                }
-                Kind::Verdict => {
-                    let _ = serving.verdict(&frame);
-                }
-                other => panic!("a requester sent {other:?}"),
-            }
+            receive(&mut serving, now, &view(&owned), &mut out, &mut running);
         }
         // Half of what waits is done each round, so that repeats meet running tasks.
         for _ in 0..running.len().div_ceil(2) {
             let (admitted, payload) = running.pop_front().expect("counted");
-            let value = u64::from_be_bytes(payload.as_slice().try_into().expect("8 bytes"));
+            let value = number(&payload);
+            for piece in 0..pieces_of(value) {
+                assert!(serving.progress(admitted.task(), &piece.to_be_bytes(), &mut out));
+            }
             *executed.entry(value).or_insert(0) += 1;
-            let result = doubled(&payload);
-            let head = serving.answer(admitted, Answered::Done, 1_000, now, &result);
-            out.send(head, &result);
+            serving.answer_long(admitted, Answered::Done, 1_000, now, doubled(payload), &mut out);
         }
-        back.send(out.frames);
+        serving.pump_parts(&mut out, 16);
+        back.send(std::mem::take(&mut out.frames));
         for owned in back.arrive() {
-            let _ = requesting.answer(now, &view(&owned), &mut job);
+            let _ = requesting.answer(now, &view(&owned), &mut out, &mut job);
         }
     }
     (job, requesting, serving, executed)
@@ -237,7 +295,7 @@ fn the_grant_bounds_tasks_and_unsigned_work() {
 
 #[test]
 fn a_busy_worker_is_asked_again_as_the_next_generation() {
-    let mut job = Doubling { next: 0, count: 1, answers: BTreeMap::new() };
+    let mut job = Doubling::new(1);
     let mut now = Time::from_nanos(1);
     let mut requesting = Requesting::new(CHANNEL, 1, 1, now);
     let mut serving = Serving::new(CHANNEL, limits(1, 1));
@@ -247,7 +305,7 @@ fn a_busy_worker_is_asked_again_as_the_next_generation() {
     let admitted = serving.admit(now, &view(&sent), &mut out).expect("new").expect("runs");
     serving.refuse(admitted, RefusalCode::Busy, 500, &mut out);
     let refusal = out.frames.pop().expect("a refusal");
-    requesting.answer(now, &view(&refusal), &mut job).expect("for an outstanding task");
+    requesting.answer(now, &view(&refusal), &mut out, &mut job).expect("for an outstanding task");
     assert!(job.answers.is_empty());
     now = now + Duration::from_micros(500);
     requesting.handle_timeout(now, &mut out, &job);

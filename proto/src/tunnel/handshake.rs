@@ -13,7 +13,7 @@ use aws_lc_rs::error::Unspecified;
 use aws_lc_rs::{aead, hkdf};
 
 use super::Entropy;
-use super::keys::{NonceSequence, SessionKey};
+use super::keys::{NonceCounter, SessionKey};
 use crate::fault::DropReason;
 use crate::identity::{Identity, PublicKey};
 use crate::ids::NodeId;
@@ -22,39 +22,23 @@ use crate::wire::datagram::{self, ANNOUNCEMENT_LEN, Announcement, REQUEST_LEN};
 
 const INFO: &[u8] = b"pilot-tunnel-v1";
 
-/// An X25519 key of ours, made for one peer, with the nonces that are used under it and the
-/// announcement that tells it.
+/// An X25519 key of ours, made for one peer, with the counter of everything that is sealed under
+/// it and the announcement that tells it.
 pub(super) struct LocalKey {
     private: PrivateKey,
     announcement: Announcement,
-    pub(super) nonces: NonceSequence,
+    pub(super) counter: NonceCounter,
     pub(super) since: Time,
 }
 
 impl LocalKey {
-    pub(super) fn new(
-        identity: &Identity,
-        ours: NodeId,
-        theirs: NodeId,
-        now: Time,
-        entropy: Entropy<'_>,
-    ) -> Self {
-        let (mut seed, mut prefix) = ([0; 32], [0; 4]);
+    pub(super) fn new(identity: &Identity, ours: NodeId, now: Time, entropy: Entropy<'_>) -> Self {
+        let mut seed = [0; 32];
         entropy(&mut seed);
-        entropy(&mut prefix);
-        LocalKey::from_bytes(identity, ours, seed, NonceSequence::new(prefix, ours, theirs), now)
-    }
-
-    fn from_bytes(
-        identity: &Identity,
-        ours: NodeId,
-        private: [u8; 32],
-        nonces: NonceSequence,
-        now: Time,
-    ) -> Self {
-        let private =
-            PrivateKey::from_private_key(&X25519, &private).expect("any 32 bytes are a key");
-        let public = private.compute_public_key().expect("every private key has a public one");
+        let private = PrivateKey::from_private_key(&X25519, &seed).expect("any 32 bytes are a key");
+        let public = private
+            .compute_public_key()
+            .expect("every private key has a public one");
         let mut key = [0; 32];
         key.copy_from_slice(public.as_ref());
         let announcement = Announcement {
@@ -63,7 +47,12 @@ impl LocalKey {
             identity: identity.public().0,
             signature: identity.sign(&signed_bytes(ours, &key)),
         };
-        LocalKey { private, announcement, nonces, since: now }
+        LocalKey {
+            private,
+            announcement,
+            counter: NonceCounter::default(),
+            since: now,
+        }
     }
 
     /// The announcement, a whole datagram.

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 
 use super::exchange::{Exchange, Purpose};
 use super::handshake::{LocalKey, verify};
+use super::keys::own_prefix;
 use super::peer::{Known, Tunnel};
 use super::{Entropy, Received, TunnelEvent, TunnelHandle, Tunnels};
 use crate::fault::DropReason;
@@ -63,14 +64,21 @@ impl Tunnels {
             return;
         };
         if let Some(handle) = self.table.find(node) {
-            let peer = self.table.tunnel_mut(handle).expect("the index knows only tunnels");
+            let peer = self
+                .table
+                .tunnel_mut(handle)
+                .expect("the index knows only tunnels");
             peer.identity = Some(key);
             peer.asks = 0;
             let stale = peer.live.is_none() || now.since(peer.heard_at) >= STALE_ENDPOINT_AFTER;
             if stale && endpoint.is_some() {
                 peer.endpoint = endpoint;
             }
-            if peer.wanted && !peer.exchange.is_some_and(|open| open.purpose == Purpose::Dial) {
+            if peer.wanted
+                && !peer
+                    .exchange
+                    .is_some_and(|open| open.purpose == Purpose::Dial)
+            {
                 peer.exchange = Some(Exchange::new(Purpose::Dial, now));
             }
             self.serve(handle, now, &mut *entropy);
@@ -104,13 +112,19 @@ impl Tunnels {
         if !self.sources.take(source, node, now) {
             return Received::Dropped(DropReason::KeyExchangeLimited);
         }
-        let known = self.table.find(node).and_then(|handle| self.table.tunnel(handle)?.identity);
+        let known = self
+            .table
+            .find(node)
+            .and_then(|handle| self.table.tunnel(handle)?.identity);
         let Some(identity) = known else {
             return self.introduced(node, source, Some(*announcement), now);
         };
         if announcement.identity != identity.0 {
             // The node may have changed its key at the registry: ask, and refuse until told.
-            if self.introduce(node, source, Some(*announcement), now).is_err() {
+            if self
+                .introduce(node, source, Some(*announcement), now)
+                .is_err()
+            {
                 return Received::Dropped(DropReason::KeyExchangeLimited);
             }
             return Received::Dropped(DropReason::WrongIdentity);
@@ -137,8 +151,15 @@ impl Tunnels {
         let Some(handle) = self.table.find(node) else {
             return self.introduced(node, source, None, now);
         };
-        let peer = self.table.tunnel(handle).expect("the index knows only tunnels");
-        let to = if peer.live.is_some() { peer.endpoint } else { source.or(peer.endpoint) };
+        let peer = self
+            .table
+            .tunnel(handle)
+            .expect("the index knows only tunnels");
+        let to = if peer.live.is_some() {
+            peer.endpoint
+        } else {
+            source.or(peer.endpoint)
+        };
         if self.answer(handle, to, false, now) {
             Received::Handled
         } else {
@@ -161,9 +182,10 @@ impl Tunnels {
             Some(handle) => handle,
             None => {
                 self.make_room(now)?;
-                self.add(announcement.sender, *identity, endpoint, now, entropy)
+                self.add(announcement.sender, *identity, endpoint, now, &mut *entropy)
             }
         };
+        let ours = self.node;
         let peer = self.table.tunnel_mut(handle).expect("found or added");
         match peer.known(&announcement.key) {
             Known::Retired => Err(DropReason::Replay),
@@ -189,12 +211,24 @@ impl Tunnels {
                 Ok(())
             }
             Known::New => {
-                peer.add_candidate(announcement.key, source.or(peer.endpoint), now)?;
-                if peer.exchange.is_none() {
-                    peer.exchange = Some(Exchange::new(Purpose::Answer, now));
-                }
                 let to = source.or(peer.endpoint);
-                if peer.may_answer(now) {
+                let mut random = [0; 4];
+                entropy(&mut random);
+                let prefix = own_prefix(random, ours, announcement.sender);
+                peer.add_candidate(announcement.key, prefix, to, now)?;
+                // An exchange of ours has told the peer our key, or will; otherwise the peer is
+                // not to be supposed to know it.
+                let owed = match peer
+                    .exchange
+                    .get_or_insert(Exchange::new(Purpose::Answer, now))
+                {
+                    Exchange {
+                        purpose: Purpose::Answer,
+                        ..
+                    } => peer.may_answer_request(now),
+                    _ => peer.may_answer(now),
+                };
+                if owed {
                     self.send_announcement(handle, to, false, now);
                 }
                 self.send_pings(handle, false, now);
@@ -213,8 +247,10 @@ impl Tunnels {
         request: bool,
         now: Time,
     ) -> bool {
-        let Some(peer) = self.table.tunnel_mut(handle) else { return false };
-        if !peer.may_answer(now) {
+        let Some(peer) = self.table.tunnel_mut(handle) else {
+            return false;
+        };
+        if !peer.may_answer_request(now) {
             return false;
         }
         if peer.exchange.is_none() && peer.live.is_none() {
@@ -248,7 +284,11 @@ impl Tunnels {
     ) -> Result<(), DropReason> {
         let known = self.waiting.iter_mut().find(|waiting| waiting.node == node);
         if let Some(waiting) = known {
-            let pause = if waiting.unknown { UNKNOWN_FOR } else { ASK_AGAIN };
+            let pause = if waiting.unknown {
+                UNKNOWN_FOR
+            } else {
+                ASK_AGAIN
+            };
             let patient = now.since(waiting.asked_at) < pause;
             if waiting.unknown && patient {
                 return Err(DropReason::UnknownPeer);
@@ -264,7 +304,13 @@ impl Tunnels {
             }
             return Ok(());
         }
-        let waiting = Waiting { node, source, announcement, asked_at: now, unknown: false };
+        let waiting = Waiting {
+            node,
+            source,
+            announcement,
+            asked_at: now,
+            unknown: false,
+        };
         if self.waiting.len() < WAITING_MAX {
             self.waiting.push(waiting);
         } else {
@@ -319,7 +365,7 @@ impl Tunnels {
         now: Time,
         entropy: Entropy<'_>,
     ) -> TunnelHandle {
-        let local = LocalKey::new(&self.identity, self.node, node, now, entropy);
+        let local = LocalKey::new(&self.identity, self.node, now, entropy);
         let mut tunnel = Tunnel::new(node, local, now);
         tunnel.identity = identity.into();
         tunnel.endpoint = endpoint;

@@ -1,9 +1,11 @@
 //! Session keys and nonces; the only importer of the AEAD.
 //!
 //! Both directions of a tunnel use one AES-256-GCM key, so the two ends must never draw the same
-//! nonce. A nonce is a 4-byte prefix, drawn at random with each X25519 key, and a counter. The top
-//! bit of the prefix says which end of the tunnel draws it: two ramjet nodes therefore never
-//! collide, and against other implementations the chance stays that of two random prefixes.
+//! nonce. A nonce is a 4-byte prefix, drawn at random for each session, and a counter. The top bit
+//! of the prefix says which end of the tunnel draws it: two ramjet nodes therefore never collide,
+//! and against other implementations the chance stays that of two random prefixes. The counter
+//! belongs to our X25519 key and so runs on across every session that is made with it: even if one
+//! of them were forgotten and made again, no nonce of it would return.
 
 use aws_lc_rs::aead::{Aad, LessSafeKey, Nonce, UnboundKey};
 
@@ -40,8 +42,11 @@ impl SessionKey {
         sender: NodeId,
         text_and_tag: &'b mut [u8],
     ) -> Option<&'b mut [u8]> {
-        let (text, tag) = text_and_tag.split_at_mut_checked(text_and_tag.len().checked_sub(TAG_LEN)?)?;
-        self.0.open_in_place_separate_tag(nonce_of(nonce), aad_of(sender), tag, text).ok()
+        let (text, tag) =
+            text_and_tag.split_at_mut_checked(text_and_tag.len().checked_sub(TAG_LEN)?)?;
+        self.0
+            .open_in_place_separate_tag(nonce_of(nonce), aad_of(sender), tag, text)
+            .ok()
     }
 
     /// Decrypts into `out`, whose length is that of the plaintext, and leaves the ciphertext as it
@@ -53,8 +58,12 @@ impl SessionKey {
         text_and_tag: &[u8],
         out: &mut [u8],
     ) -> bool {
-        let Some((text, tag)) = text_and_tag.split_at_checked(out.len()) else { return false };
-        self.0.open_separate_gather(nonce_of(nonce), aad_of(sender), text, tag, out).is_ok()
+        let Some((text, tag)) = text_and_tag.split_at_checked(out.len()) else {
+            return false;
+        };
+        self.0
+            .open_separate_gather(nonce_of(nonce), aad_of(sender), text, tag, out)
+            .is_ok()
     }
 }
 
@@ -69,32 +78,34 @@ fn aad_of(sender: NodeId) -> Aad<[u8; 4]> {
     Aad::from(sender.0.to_be_bytes())
 }
 
-/// The nonces of one of our X25519 keys, each handed out once.
-#[derive(Debug)]
-pub(super) struct NonceSequence {
-    prefix: [u8; 4],
-    last: u64,
+/// The prefix that `ours` uses towards `theirs`, from four random bytes.
+pub(super) fn own_prefix(mut random: [u8; 4], ours: NodeId, theirs: NodeId) -> [u8; 4] {
+    random[0] = random[0] & 0x7F | if ours > theirs { 0x80 } else { 0 };
+    random
 }
 
-impl NonceSequence {
-    /// Starts at counter 1. `ours` and `theirs` are the ends of the tunnel.
-    pub(super) fn new(mut prefix: [u8; 4], ours: NodeId, theirs: NodeId) -> Self {
-        prefix[0] = prefix[0] & 0x7F | if ours > theirs { 0x80 } else { 0 };
-        NonceSequence { prefix, last: 0 }
+/// The counter of one of our X25519 keys; each value is handed out once, from 1.
+#[derive(Debug, Default)]
+pub(super) struct NonceCounter(u64);
+
+impl NonceCounter {
+    /// The next nonce under `prefix`.
+    pub(super) fn next(&mut self, prefix: [u8; 4]) -> NonceBytes {
+        self.0 = self
+            .0
+            .checked_add(1)
+            .expect("rotation comes 2^36 times earlier");
+        (prefix, self.0)
     }
 
-    /// The next nonce.
-    pub(super) fn next(&mut self) -> NonceBytes {
-        self.last = self.last.checked_add(1).expect("rotation comes 2^36 times earlier");
-        (self.prefix, self.last)
-    }
-
-    pub(super) fn prefix(&self) -> [u8; 4] {
-        self.prefix
+    /// A counter that has handed out `used` values.
+    #[cfg(test)]
+    pub(super) fn after(used: u64) -> Self {
+        NonceCounter(used)
     }
 
     /// How many were handed out.
     pub(super) fn used(&self) -> u64 {
-        self.last
+        self.0
     }
 }

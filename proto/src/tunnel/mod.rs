@@ -22,8 +22,8 @@
 //! - Nothing that is not authenticated by a session key moves a session, a replay window or an
 //!   endpoint. An announcement only adds a *candidate* session; the first datagram that opens
 //!   under it makes it the live one.
-//! - A nonce is never used twice under a key: prefix and counter belong to our X25519 key, which
-//!   is drawn anew for every peer and every rotation, and the counter never restarts.
+//! - A nonce is never used twice under a key: the counter belongs to our X25519 key, which is drawn
+//!   anew for every peer and every rotation, and never restarts.
 //! - A key of the peer that has been superseded never comes back, so what was recorded under it
 //!   stays worthless.
 //! - Every datagram is delivered, handled, or dropped under one [`DropReason`].
@@ -44,6 +44,8 @@ mod table;
 mod timers;
 mod tunnels;
 mod upkeep;
+#[cfg(test)]
+mod vectors;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

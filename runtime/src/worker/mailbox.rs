@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::thread::JoinHandle;
 
 use crossbeam::queue::ArrayQueue;
+use ramjet_proto::frame::TaskId;
 use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::Notify;
 
@@ -26,6 +27,8 @@ const COMMANDS_MAX: usize = 1_024;
 const REPORTS_MAX: usize = 4_096;
 /// Misdirected datagrams that may wait for their worker.
 const FORWARDED_MAX: usize = 256;
+/// Pieces of progress that may wait for a worker.
+const PIECES_MAX: usize = 1_024;
 
 /// Wakes one sleeping worker.
 #[derive(Debug)]
@@ -83,6 +86,17 @@ pub struct Forwarded {
     pub bytes: Vec<u8>,
 }
 
+/// A piece of progress on its way from the pool.
+#[derive(Debug)]
+pub struct Piece {
+    /// The channel of the task: place and generation.
+    pub channel: (u32, u32),
+    /// The task.
+    pub task: TaskId,
+    /// What it says.
+    pub bytes: Box<[u8]>,
+}
+
 /// The queues into one worker.
 #[derive(Debug)]
 pub struct Inbox {
@@ -90,6 +104,8 @@ pub struct Inbox {
     pub commands: ArrayQueue<Command>,
     /// From the pool: finished tasks.
     pub finished: ArrayQueue<Box<PoolJob>>,
+    /// From the pool: progress of tasks that run.
+    pub pieces: ArrayQueue<Piece>,
     /// From the other workers.
     pub forwarded: ArrayQueue<Forwarded>,
     /// Wakes it.
@@ -105,6 +121,7 @@ impl Inbox {
         Ok(Inbox {
             commands: ArrayQueue::new(COMMANDS_MAX),
             finished: ArrayQueue::new(pool_jobs),
+            pieces: ArrayQueue::new(PIECES_MAX),
             forwarded: ArrayQueue::new(FORWARDED_MAX),
             waker: Waker::new()?,
         })
@@ -112,7 +129,10 @@ impl Inbox {
 
     /// Whether anything waits.
     pub fn is_empty(&self) -> bool {
-        self.commands.is_empty() && self.finished.is_empty() && self.forwarded.is_empty()
+        self.commands.is_empty()
+            && self.finished.is_empty()
+            && self.pieces.is_empty()
+            && self.forwarded.is_empty()
     }
 }
 
@@ -196,7 +216,7 @@ impl WorkerHandle {
 
     /// Waits for the thread to end.
     pub fn join(self) {
-        // A worker that panicked has said so on stderr, and control sees its silence.
+        // A worker that panicked has reported that it stopped.
         let _ = self.thread.join();
     }
 }

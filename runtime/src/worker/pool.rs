@@ -12,9 +12,10 @@ use std::thread::JoinHandle;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use ramjet_proto::engagement::serving::Admitted;
 use ramjet_proto::time::Time;
+use ramjet_proto::wire::limits::FRAME_PAYLOAD_MAX;
 
 use super::clock;
-use super::mailbox::Inbox;
+use super::mailbox::{Inbox, Piece};
 use crate::handler::{Handler, Outcome};
 
 /// Job boxes of one worker: tasks that wait or run in the pool for it.
@@ -76,16 +77,31 @@ impl PoolJob {
             return;
         }
         self.result.resize(self.result_len_max, 0);
-        self.outcome = Some(run_guarded(handler.as_ref(), &self.payload, &mut self.result));
+        let task = self.admitted.as_ref().map(Admitted::task).unwrap_or_default();
+        let (inbox, channel) = (&self.inbox, self.channel);
+        let mut progress = |bytes: &[u8]| {
+            let piece = Piece { channel, task, bytes: bytes.into() };
+            let taken = bytes.len() <= FRAME_PAYLOAD_MAX && inbox.pieces.push(piece).is_ok();
+            inbox.waker.wake();
+            taken
+        };
+        let (payload, result) = (&self.payload, &mut self.result);
+        self.outcome = Some(guarded(result, |result| {
+            handler.run_reporting(payload, result, &mut progress)
+        }));
         self.busy_ns = clock::now().nanos_since(self.started);
     }
 }
 
 /// Runs a handler so that its panic fails this task only.
 pub fn run_guarded(handler: &dyn Handler, payload: &[u8], result: &mut [u8]) -> Outcome {
+    guarded(result, |result| handler.run(payload, result))
+}
+
+fn guarded(result: &mut [u8], run: impl FnOnce(&mut [u8]) -> Outcome) -> Outcome {
     const PANICKED: &[u8] = b"the handler panicked";
     let len_max = result.len();
-    let ran = catch_unwind(AssertUnwindSafe(|| handler.run(payload, result)));
+    let ran = catch_unwind(AssertUnwindSafe(|| run(result)));
     match ran {
         Ok(Outcome::Done(len)) if len <= len_max => Outcome::Done(len),
         Ok(Outcome::Failed(len)) if len <= len_max => Outcome::Failed(len),

@@ -12,7 +12,7 @@ use ramjet_proto::time::Time;
 use ramjet_proto::tunnel::TunnelHandle;
 use ramjet_proto::wire::limits::SLOTS_PER_CHANNEL_MAX;
 
-use super::channels::{End, PendingReceipt, RequestEnd, RequestState, channel};
+use super::channels::{End, PendingReceipt, RequestEnd, RequestState, ServeEnd, channel};
 use super::counters::Counter;
 use super::rooms::{Rooms, sink};
 use super::timers::{PING_EVERY, REPORT_EVERY};
@@ -84,9 +84,13 @@ impl Rooms {
         frame: &Frame<'_>,
     ) -> Result<(), DropReason> {
         match frame.kind {
-            Kind::Result | Kind::Failed | Kind::Refused | Kind::Working => {
-                self.answer(now, place, frame)
-            }
+            Kind::Result
+            | Kind::ResultPart
+            | Kind::Failed
+            | Kind::Refused
+            | Kind::Working
+            | Kind::Progress
+            | Kind::PartAck => self.answer(now, place, frame),
             Kind::Opened => self.opened(now, place, frame),
             Kind::Countersigned => self.countersigned(place, frame),
             _ => Err(DropReason::UnknownFrame),
@@ -112,6 +116,7 @@ impl Rooms {
         self.timers_due = self.timers_due.min(channel.report_due);
         let report = Report::Opened { engagement: channel.engagement, credits };
         self.reporter.report(&self.counters, report);
+        self.activate(place);
         Ok(())
     }
 
@@ -121,7 +126,10 @@ impl Rooms {
         let (Some(slots), Some(job)) = (&mut end.slots, &mut end.job) else {
             return Err(DropReason::Duplicate);
         };
-        if let Progressed::Answered(round_trip_ns) = slots.answer(now, frame, job.as_mut())? {
+        let mut sink = sink(&mut self.outbox, &mut self.send, channel.tunnel, self.datagrams_max);
+        let progressed = slots.answer(now, frame, &mut sink, job.as_mut())?;
+        self.timers_due = self.timers_due.min(slots.next_timeout());
+        if let Progressed::Answered(round_trip_ns) = progressed {
             self.counters.add(Counter::AnswersReceived, 1);
             self.histograms.round_trip.saturating_record(round_trip_ns);
             if !end.first_result_told {
@@ -181,33 +189,51 @@ impl Rooms {
         sink(&mut self.outbox, &mut self.send, channel.tunnel, self.datagrams_max).send(head, bytes);
     }
 
-    /// Takes tasks from every job that has a free slot. Returns whether any was sent.
+    /// Puts a channel on the list of those that have something to send each turn.
+    pub(super) fn activate(&mut self, place: u32) {
+        if !self.active.contains(&place) {
+            self.active.push(place);
+        }
+    }
+
+    /// Lets every channel with something to send do so: new tasks of its job, and parts of long
+    /// tasks and results. Returns whether any was sent.
     pub(super) fn pump(&mut self, now: Time) -> bool {
         let mut sent = 0;
-        for place in self.channels.places() {
-            let Some(channel) = self.channels.at_mut(place) else { continue };
-            let End::Request(end) = &mut channel.end else { continue };
-            if end.state != RequestState::Open {
-                continue;
-            }
-            let (Some(slots), Some(job)) = (&mut end.slots, &mut end.job) else { continue };
+        let mut active = std::mem::take(&mut self.active);
+        active.retain(|place| {
+            let Some(channel) = self.channels.at_mut(*place) else { return false };
             let mut sink =
                 sink(&mut self.outbox, &mut self.send, channel.tunnel, self.datagrams_max);
+            let end = match &mut channel.end {
+                End::Request(end) => end,
+                End::Serve(ServeEnd { slots: Some(slots) }) => {
+                    slots.pump_parts(&mut sink, PUMP_MAX);
+                    sent += usize::from(slots.has_parts());
+                    return slots.has_parts();
+                }
+                End::Serve(_) => return false,
+            };
+            let (RequestState::Open, Some(slots), Some(job)) =
+                (end.state, &mut end.slots, &mut end.job)
+            else {
+                return false;
+            };
             sent += slots.pump(now, &mut sink, job.as_mut(), PUMP_MAX);
             self.timers_due = self.timers_due.min(slots.next_timeout());
-            if slots.is_done() {
-                // Verdicts that no task will carry go now.
-                slots.handle_timeout(now, &mut sink, job.as_ref());
-                end.state = RequestState::Answered;
-                let job = end.job.take().expect("checked above");
-                let report = Report::JobDone {
-                    engagement: channel.engagement,
-                    totals: *slots.totals(),
-                    job,
-                };
-                self.reporter.report(&self.counters, report);
+            if !slots.is_done() {
+                return true;
             }
-        }
+            // Verdicts that no task will carry go now.
+            slots.handle_timeout(now, &mut sink, job.as_ref());
+            end.state = RequestState::Answered;
+            let job = end.job.take().expect("matched above");
+            let engagement = channel.engagement;
+            let report = Report::JobDone { engagement, totals: *slots.totals(), job };
+            self.reporter.report(&self.counters, report);
+            false
+        });
+        self.active.append(&mut active);
         sent > 0
     }
 }

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 
 use ramjet_proto::engagement::FrameSink;
-use ramjet_proto::engagement::serving::{Admitted, Answered, Serving, ServingLimits};
+use ramjet_proto::engagement::serving::{
+    Admitted, Answered, RETRY_AFTER_US, Serving, ServingLimits,
+};
 use ramjet_proto::fault::DropReason;
 use ramjet_proto::frame::kind::{CloseReason, Kind, RefusalCode};
 use ramjet_proto::frame::{Frame, Head};
@@ -12,11 +14,12 @@ use ramjet_proto::ids::{ChannelId, NodeId};
 use ramjet_proto::market::{RECEIPT_LEN, SignedGrant};
 use ramjet_proto::time::Time;
 use ramjet_proto::tunnel::TunnelHandle;
-use ramjet_proto::wire::limits::FRAME_PAYLOAD_MAX;
+use ramjet_proto::wire::limits::{FRAME_PAYLOAD_MAX, TASK_LEN_MAX};
 
 use super::channels::{End, ServeEnd, channel};
 use super::clock;
 use super::counters::Counter;
+use super::mailbox::Piece;
 use super::pool::{PoolJob, run_guarded};
 use super::rooms::{Rooms, sink};
 use super::timers::{REPORT_EVERY, SERVE_SILENCE};
@@ -40,11 +43,12 @@ impl Rooms {
         let engagement = signed.grant.engagement;
         if let Some(place) = self.channels.find(tunnel, Side::Worker, number) {
             let known = self.channels.at(place).expect("found above");
-            if known.engagement != engagement {
-                return Err(DropReason::OutOfOrder);
+            if known.engagement == engagement {
+                self.tell_opened(place);
+                return Err(DropReason::Duplicate);
             }
-            self.tell_opened(place);
-            return Err(DropReason::Duplicate);
+            // The requester uses the number again: it has given the old channel up.
+            self.end(place, CloseReason::Lost);
         }
         if self.draining.is_some() {
             self.tell(tunnel, number, Kind::Close, Side::Worker, CloseReason::Draining as u32);
@@ -73,11 +77,17 @@ impl Rooms {
     /// Control admits a channel.
     pub(super) fn admit(&mut self, now: Time, tunnel: TunnelHandle, number: ChannelId, terms: ChannelTerms) {
         let Some(place) = self.channels.find(tunnel, Side::Worker, number) else { return };
-        let channel = self.channels.at_mut(place).expect("found above");
-        let End::Serve(end) = &mut channel.end else { return };
-        if end.slots.is_some() || channel.engagement != terms.engagement {
+        let channel = self.channels.at(place).expect("found above");
+        let waits = matches!(&channel.end, End::Serve(ServeEnd { slots: None }));
+        if !waits || channel.engagement != terms.engagement {
             return;
         }
+        if !self.channels.name(place) {
+            self.refuse_channel(tunnel, number, CloseReason::Full);
+            return;
+        }
+        let channel = self.channels.at_mut(place).expect("found above");
+        let End::Serve(end) = &mut channel.end else { return };
         let limits = ServingLimits {
             credits: terms.credits,
             tasks: terms.tasks,
@@ -123,6 +133,12 @@ impl Rooms {
     ) -> Result<(), DropReason> {
         match frame.kind {
             Kind::Task => self.task(now, place, frame),
+            Kind::TaskPart => self.task_part(now, place, frame),
+            Kind::PartAck => {
+                self.activate(place);
+                self.serving(place)?.part_ack(frame)
+            }
+            Kind::ProgressAck => self.progress_ack(place, frame),
             Kind::Verdict => self.serving(place)?.verdict(frame),
             Kind::Receipt => self.receipt_arrived(place, Side::Worker, frame),
             Kind::Cancel => {
@@ -135,6 +151,15 @@ impl Rooms {
             }
             _ => Err(DropReason::UnknownFrame),
         }
+    }
+
+    fn progress_ack(&mut self, place: u32, frame: &Frame<'_>) -> Result<(), DropReason> {
+        let channel = self.channels.at_mut(place).ok_or(DropReason::UnknownChannel)?;
+        let End::Serve(ServeEnd { slots: Some(slots) }) = &mut channel.end else {
+            return Err(DropReason::OutOfOrder);
+        };
+        let mut sink = sink(&mut self.outbox, &mut self.send, channel.tunnel, self.datagrams_max);
+        slots.progress_ack(frame, &mut sink)
     }
 
     fn serving(&mut self, place: u32) -> Result<&mut Serving, DropReason> {
@@ -166,7 +191,6 @@ impl Rooms {
 
     /// TASK: admitted by its slot, then run or handed to the pool.
     fn task(&mut self, now: Time, place: u32, frame: &Frame<'_>) -> Result<(), DropReason> {
-        let ticket = self.channels.ticket(place).ok_or(DropReason::UnknownChannel)?;
         let channel = self.channels.at_mut(place).ok_or(DropReason::UnknownChannel)?;
         let End::Serve(ServeEnd { slots: Some(slots) }) = &mut channel.end else {
             return Err(DropReason::OutOfOrder);
@@ -175,23 +199,8 @@ impl Rooms {
         let Some(admitted) = slots.admit(now, frame, &mut sink)? else { return Ok(()) };
         let handler = &self.skills[channel.terms.skill].handler;
         let result_len_max = handler.result_len_max(frame.payload.len());
-        if result_len_max > FRAME_PAYLOAD_MAX {
-            slots.refuse(admitted, RefusalCode::TooBig, 0, &mut sink);
-            return Ok(());
-        }
-        if handler.placement() == Placement::Pool {
-            let Some((mut job, pool)) = self.boxes.pop().zip(self.pool.as_ref()) else {
-                self.counters.add(Counter::PoolFull, 1);
-                let after = ramjet_proto::engagement::serving::RETRY_AFTER_US;
-                slots.refuse(admitted, RefusalCode::Busy, after, &mut sink);
-                return Ok(());
-            };
-            fill(&mut job, ticket, admitted, Arc::clone(handler), frame.payload, result_len_max);
-            self.counters.add(Counter::PoolTasks, 1);
-            self.pooled += 1;
-            // The pool's queue holds every box there is.
-            let sent = pool.try_send(job).is_ok();
-            debug_assert!(sent, "more boxes than the pool's queue holds");
+        if handler.placement() == Placement::Pool || result_len_max > FRAME_PAYLOAD_MAX {
+            self.run_long(place, admitted, Payload::InFrame(frame.payload));
             return Ok(());
         }
         let started = clock::now();
@@ -201,15 +210,12 @@ impl Rooms {
         }
         let arrived = admitted.arrived();
         let (space, reserved) = match sink.reserve(result_len_max) {
-            Some(space) => (space, true),
+            Some(space) => (&mut space[..result_len_max], true),
             None => (&mut self.scratch[..result_len_max], false),
         };
         let outcome = run_guarded(handler.as_ref(), frame.payload, space);
         let busy_ns = clock::now().nanos_since(started);
-        let (answered, len) = match outcome {
-            Outcome::Done(len) => (Answered::Done, len),
-            Outcome::Failed(len) => (Answered::Failed, len),
-        };
+        let (answered, len) = split(outcome);
         let head = slots.answer(admitted, answered, busy_ns, started, &space[..len]);
         if reserved {
             sink.commit(head, len);
@@ -221,6 +227,75 @@ impl Rooms {
         Ok(())
     }
 
+    /// TASK_PART: the last part to arrive brings the task.
+    fn task_part(&mut self, now: Time, place: u32, frame: &Frame<'_>) -> Result<(), DropReason> {
+        let channel = self.channels.at_mut(place).ok_or(DropReason::UnknownChannel)?;
+        let End::Serve(ServeEnd { slots: Some(slots) }) = &mut channel.end else {
+            return Err(DropReason::OutOfOrder);
+        };
+        let mut sink = sink(&mut self.outbox, &mut self.send, channel.tunnel, self.datagrams_max);
+        if let Some((admitted, payload)) = slots.admit_part(now, frame, &mut sink)? {
+            self.run_long(place, admitted, Payload::Whole(payload));
+        }
+        Ok(())
+    }
+
+    /// A task that goes to the pool, or whose payload or result is longer than a frame.
+    fn run_long(&mut self, place: u32, admitted: Admitted, payload: Payload<'_>) {
+        let ticket = self.channels.ticket(place).expect("found by the caller");
+        let channel = self.channels.at_mut(place).expect("found by the caller");
+        let End::Serve(ServeEnd { slots: Some(slots) }) = &mut channel.end else { return };
+        let mut sink = sink(&mut self.outbox, &mut self.send, channel.tunnel, self.datagrams_max);
+        let handler = &self.skills[channel.terms.skill].handler;
+        let result_len_max = handler.result_len_max(payload.bytes().len());
+        if result_len_max > TASK_LEN_MAX {
+            slots.refuse(admitted, RefusalCode::TooBig, 0, &mut sink);
+            return;
+        }
+        if handler.placement() == Placement::Pool {
+            let Some((mut job, pool)) = self.boxes.pop().zip(self.pool.as_ref()) else {
+                self.counters.add(Counter::PoolFull, 1);
+                slots.refuse(admitted, RefusalCode::Busy, RETRY_AFTER_US, &mut sink);
+                return;
+            };
+            job.channel = ticket;
+            job.admitted = Some(admitted);
+            job.handler = Some(Arc::clone(handler));
+            job.result_len_max = result_len_max;
+            job.outcome = None;
+            payload.fill(&mut job.payload);
+            self.counters.add(Counter::PoolTasks, 1);
+            self.pooled += 1;
+            // The pool's queue holds every box there is.
+            let sent = pool.try_send(job).is_ok();
+            debug_assert!(sent, "more boxes than the pool's queue holds");
+            return;
+        }
+        let started = clock::now();
+        if started > admitted.deadline() {
+            slots.refuse(admitted, RefusalCode::Late, 0, &mut sink);
+            return;
+        }
+        let arrived = admitted.arrived();
+        let mut result = vec![0; result_len_max];
+        let outcome = run_guarded(handler.as_ref(), payload.bytes(), &mut result);
+        let busy_ns = clock::now().nanos_since(started);
+        let (answered, len) = split(outcome);
+        result.truncate(len);
+        slots.answer_long(admitted, answered, busy_ns, started, result, &mut sink);
+        self.counters.add(Counter::TasksRun, 1);
+        record(&mut self.histograms, busy_ns, started.nanos_since(arrived));
+        self.activate(place);
+    }
+
+    /// A piece of progress comes from the pool.
+    pub(super) fn piece(&mut self, piece: &Piece) {
+        let Some(channel) = self.channels.redeem(piece.channel) else { return };
+        let End::Serve(ServeEnd { slots: Some(slots) }) = &mut channel.end else { return };
+        let mut sink = sink(&mut self.outbox, &mut self.send, channel.tunnel, self.datagrams_max);
+        slots.progress(piece.task, &piece.bytes, &mut sink);
+    }
+
     /// A task comes back from the pool.
     pub(super) fn finished(&mut self, mut job: Box<PoolJob>) {
         self.pooled -= 1;
@@ -230,23 +305,27 @@ impl Rooms {
         {
             let mut sink =
                 sink(&mut self.outbox, &mut self.send, channel.tunnel, self.datagrams_max);
-            let arrived = admitted.arrived();
-            let (answered, len) = match job.outcome {
-                Some(Outcome::Done(len)) => (Answered::Done, len),
-                Some(Outcome::Failed(len)) => (Answered::Failed, len),
-                None => {
-                    slots.refuse(admitted, RefusalCode::Late, 0, &mut sink);
-                    self.boxes.push(job);
-                    return;
-                }
+            let (arrived, started) = (admitted.arrived(), job.started);
+            let Some(outcome) = job.outcome else {
+                slots.refuse(admitted, RefusalCode::Late, 0, &mut sink);
+                self.boxes.push(job);
+                return;
             };
-            let result = &job.result[..len];
-            let head = slots.answer(admitted, answered, job.busy_ns, job.started, result);
-            if !sink.send(head, result) {
-                self.counters.drop_send(DropReason::NoSendBuffer, 1);
+            let (answered, len) = split(outcome);
+            if len > FRAME_PAYLOAD_MAX {
+                let mut result = std::mem::take(&mut job.result);
+                result.truncate(len);
+                slots.answer_long(admitted, answered, job.busy_ns, started, result, &mut sink);
+                self.activate(job.channel.0);
+            } else {
+                let result = &job.result[..len];
+                let head = slots.answer(admitted, answered, job.busy_ns, started, result);
+                if !sink.send(head, result) {
+                    self.counters.drop_send(DropReason::NoSendBuffer, 1);
+                }
             }
             self.counters.add(Counter::TasksRun, 1);
-            record(&mut self.histograms, job.busy_ns, job.started.nanos_since(arrived));
+            record(&mut self.histograms, job.busy_ns, started.nanos_since(arrived));
         }
         self.boxes.push(job);
     }
@@ -266,19 +345,36 @@ fn record(histograms: &mut Histograms, busy_ns: u64, staged_ns: u64) {
     histograms.staged.saturating_record(staged_ns);
 }
 
-fn fill(
-    job: &mut PoolJob,
-    channel: (u32, u32),
-    admitted: Admitted,
-    handler: Arc<dyn crate::handler::Handler>,
-    payload: &[u8],
-    result_len_max: usize,
-) {
-    job.channel = channel;
-    job.admitted = Some(admitted);
-    job.handler = Some(handler);
-    job.payload.clear();
-    job.payload.extend_from_slice(payload);
-    job.result_len_max = result_len_max;
-    job.outcome = None;
+/// What a handler's outcome means for its slot, and how long the answer is.
+fn split(outcome: Outcome) -> (Answered, usize) {
+    match outcome {
+        Outcome::Done(len) => (Answered::Done, len),
+        Outcome::Failed(len) => (Answered::Failed, len),
+    }
+}
+
+/// A payload that still lies in its datagram, or one that was put together from parts.
+enum Payload<'a> {
+    InFrame(&'a [u8]),
+    Whole(Vec<u8>),
+}
+
+impl Payload<'_> {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Payload::InFrame(bytes) => bytes,
+            Payload::Whole(bytes) => bytes,
+        }
+    }
+
+    /// Puts it into a job box: the one copy on the way to the pool, or none.
+    fn fill(self, space: &mut Vec<u8>) {
+        match self {
+            Payload::InFrame(bytes) => {
+                space.clear();
+                space.extend_from_slice(bytes);
+            }
+            Payload::Whole(bytes) => *space = bytes,
+        }
+    }
 }

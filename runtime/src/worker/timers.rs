@@ -16,11 +16,11 @@ use super::rooms::{Rooms, sink};
 use crate::control::vocabulary::{Report, Side};
 
 /// How often control hears how a moving engagement stands.
-pub const REPORT_EVERY: Duration = Duration::from_millis(200);
+pub(super) const REPORT_EVERY: Duration = Duration::from_millis(200);
 /// A channel that we serve ends when its requester is silent for this long.
-pub const SERVE_SILENCE: Duration = Duration::from_secs(60);
+pub(super) const SERVE_SILENCE: Duration = Duration::from_secs(60);
 /// A requester that hears nothing says PING this often.
-pub const PING_EVERY: Duration = Duration::from_secs(15);
+pub(super) const PING_EVERY: Duration = Duration::from_secs(15);
 /// First repeat of OPEN, CLOSE and RECEIPT; doubled each time.
 const REPEAT_AFTER: Duration = Duration::from_millis(250);
 /// OPEN without an answer for this long means that the worker is lost.

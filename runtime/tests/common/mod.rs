@@ -19,10 +19,10 @@ use ramjet_proto::market::{AcceptFrom, Gate, Grant};
 use ramjet_proto::time::Time;
 
 /// The longest that anything here may take.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Sends a task back as it came, inline or through the pool.
-pub struct Echo(pub Placement);
+pub(crate) struct Echo(pub(crate) Placement);
 
 impl Handler for Echo {
     fn placement(&self) -> Placement {
@@ -37,19 +37,83 @@ impl Handler for Echo {
         result[..payload.len()].copy_from_slice(payload);
         Outcome::Done(payload.len())
     }
+
+    /// Tells each eighth of a long payload's length as it "gets" there.
+    fn run_reporting(
+        &self,
+        payload: &[u8],
+        result: &mut [u8],
+        progress: &mut dyn FnMut(&[u8]) -> bool,
+    ) -> Outcome {
+        if payload.len() > 2_000 {
+            for eighth in 1..=8_u8 {
+                assert!(progress(&[eighth]), "eight pieces fit the queue");
+            }
+        }
+        self.run(payload, result)
+    }
+}
+
+/// Sends payloads of the given lengths and wants each back, byte for byte, with its progress.
+pub(crate) struct Long {
+    pub(crate) lens: Vec<usize>,
+    pub(crate) pieces_each: usize,
+    pub(crate) sent: usize,
+    pub(crate) right: usize,
+    pub(crate) pieces: Vec<Vec<u8>>,
+}
+
+impl Long {
+    pub(crate) fn new(lens: &[usize], pieces_each: usize) -> Box<Self> {
+        Box::new(Long {
+            lens: lens.to_vec(),
+            pieces_each,
+            sent: 0,
+            right: 0,
+            pieces: vec![Vec::new(); lens.len()],
+        })
+    }
+
+    fn payload(&self, index: usize) -> Vec<u8> {
+        (0..self.lens[index]).map(|at| (at * 31 + index) as u8).collect()
+    }
+}
+
+impl Job for Long {
+    fn next(&mut self, _space: &mut [u8], _now: Time) -> Next {
+        if self.sent == self.lens.len() {
+            return Next::End;
+        }
+        self.sent += 1;
+        let payload = self.payload(self.sent - 1).into();
+        Next::Large { payload, token: self.sent as u64 - 1 }
+    }
+
+    fn answer(&mut self, token: u64, answer: Answer<'_>, _timing: Timing) -> Verdict {
+        let index = usize::try_from(token).expect("small");
+        assert!(answer == Answer::Done(&self.payload(index)), "{} bytes", self.lens[index]);
+        assert_eq!(self.pieces[index].len(), self.pieces_each, "all its progress came before it");
+        self.right += 1;
+        Verdict::Accept
+    }
+
+    fn progress(&mut self, token: u64, piece: &[u8]) {
+        self.pieces[usize::try_from(token).expect("small")].extend_from_slice(piece);
+        assert!(self.pieces.iter().all(|pieces| pieces.is_sorted()), "in order: {:?}", self.pieces);
+    }
 }
 
 /// Sends `count` numbered payloads of `len` bytes and checks every answer.
-pub struct Numbers {
-    pub len: usize,
-    pub count: u64,
-    pub sent: u64,
-    pub right: u64,
-    pub wrong: u64,
+pub(crate) struct Numbers {
+    pub(crate) len: usize,
+    pub(crate) count: u64,
+    pub(crate) sent: u64,
+    pub(crate) right: u64,
+    pub(crate) wrong: u64,
 }
 
 impl Numbers {
-    pub fn new(len: usize, count: u64) -> Box<Self> {
+    pub(crate) fn new(len: usize, count: u64) -> Box<Self> {
         assert!(len >= 8, "a number takes eight bytes");
         Box::new(Numbers { len, count, sent: 0, right: 0, wrong: 0 })
     }
@@ -81,17 +145,17 @@ impl Job for Numbers {
 }
 
 /// One node without its control thread.
-pub struct Bare {
-    pub node: NodeId,
-    pub identity: Arc<Identity>,
-    pub address: SocketAddr,
-    pub workers: Vec<WorkerHandle>,
-    pub reports: ReportReceiver,
-    pub pool: Option<Pool>,
+pub(crate) struct Bare {
+    pub(crate) node: NodeId,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) address: SocketAddr,
+    pub(crate) workers: Vec<WorkerHandle>,
+    pub(crate) reports: ReportReceiver,
+    pub(crate) pool: Option<Pool>,
 }
 
 impl Bare {
-    pub fn start(node: u32, workers: usize, io: IoKind, idle: Idle, placement: Placement) -> Self {
+    pub(crate) fn start(node: u32, workers: usize, io: IoKind, idle: Idle, placement: Placement) -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let sockets = bind_group(any, workers).expect("loopback sockets");
         let address = sockets[0].local_addr().expect("bound");
@@ -125,29 +189,29 @@ impl Bare {
     }
 
     /// Tells the worker in charge of a peer.
-    pub fn send(&self, peer: NodeId, command: Command) {
+    pub(crate) fn send(&self, peer: NodeId, command: Command) {
         let owner = owner_of(peer, self.workers.len());
         self.workers[owner].send(command).expect("room for a command");
     }
 
     /// Tells the worker in charge of `other` who that is.
-    pub fn introduce(&self, other: &Bare) {
+    pub(crate) fn introduce(&self, other: &Bare) {
         let key = Some(other.identity.public());
         let endpoint = Some(other.address);
         self.send(other.node, Command::Peer { node: other.node, key, endpoint });
     }
 
-    pub fn counter(&self, name: &str) -> u64 {
+    pub(crate) fn counter(&self, name: &str) -> u64 {
         self.workers.iter().map(|worker| worker.counters()[name]).sum()
     }
 
     /// The counters that are not zero, for a failure's message.
-    pub fn counted(&self) -> Vec<(String, u64)> {
+    pub(crate) fn counted(&self) -> Vec<(String, u64)> {
         let all = self.workers.iter().flat_map(|worker| worker.counters());
         all.filter(|(_, count)| *count > 0).collect()
     }
 
-    pub fn stop(self) {
+    pub(crate) fn stop(self) {
         for worker in &self.workers {
             worker.send(Command::Stop).expect("room for a command");
         }
@@ -161,23 +225,23 @@ impl Bare {
 }
 
 /// A requester and a worker that know each other.
-pub struct Pair {
-    pub worker: Bare,
-    pub requester: Bare,
-    pub credits: u32,
+pub(crate) struct Pair {
+    pub(crate) worker: Bare,
+    pub(crate) requester: Bare,
+    pub(crate) credits: u32,
     next_engagement: u64,
 }
 
 impl Pair {
-    pub fn start(io: IoKind, idle: Idle, placement: Placement) -> Self {
+    pub(crate) fn start(io: IoKind, idle: Idle, placement: Placement) -> Self {
         Self::with(Bare::start(1, 1, io, idle, placement), Bare::start(2, 1, io, idle, placement))
     }
 
-    pub fn with(worker: Bare, requester: Bare) -> Self {
+    pub(crate) fn with(worker: Bare, requester: Bare) -> Self {
         Pair { worker, requester, credits: 256, next_engagement: 1 }
     }
 
-    pub fn terms(&self, tasks: u64) -> ChannelTerms {
+    pub(crate) fn terms(&self, tasks: u64) -> ChannelTerms {
         ChannelTerms {
             engagement: EngagementId(self.next_engagement),
             skill: 0,
@@ -211,7 +275,7 @@ impl Pair {
     }
 
     /// Opens a channel for a job of `tasks` tasks.
-    pub fn engage(&mut self, tasks: u64, job: Box<dyn Job>) -> EngagementId {
+    pub(crate) fn engage(&mut self, tasks: u64, job: Box<dyn Job>) -> EngagementId {
         let terms = self.terms(tasks);
         let grant = self.grant(tasks);
         let peer = self.worker.node;
@@ -222,7 +286,7 @@ impl Pair {
 
     /// Plays both control threads until `until` says so of a report of the requester, or patience
     /// ends.
-    pub fn play<T>(&self, tasks: u64, mut until: impl FnMut(&Pair, Report) -> Option<T>) -> T {
+    pub(crate) fn play<T>(&self, tasks: u64, mut until: impl FnMut(&Pair, Report) -> Option<T>) -> T {
         let started = Instant::now();
         loop {
             while let Some(report) = self.worker.reports.pop() {
@@ -248,7 +312,7 @@ impl Pair {
     }
 
     /// Runs a job to its end and closes its channel.
-    pub fn run(&mut self, tasks: u64, job: Box<dyn Job>) -> (Totals, Box<dyn Job>) {
+    pub(crate) fn run(&mut self, tasks: u64, job: Box<dyn Job>) -> (Totals, Box<dyn Job>) {
         let engagement = self.engage(tasks, job);
         let done = self.play(tasks, |pair, report| match report {
             Report::JobDone { totals, job, .. } => Some((totals, job)),
@@ -272,7 +336,7 @@ impl Pair {
         done
     }
 
-    pub fn stop(self) {
+    pub(crate) fn stop(self) {
         self.requester.stop();
         self.worker.stop();
     }

@@ -1,0 +1,277 @@
+//! One object a case for `--json`, and the plain table for people.
+//!
+//! Invariants: the ratio of a case is its figure over its control's, in the unit `compares` names,
+//! and both come from the same run; a missing figure is `null` in JSON and `-` in the table, never
+//! zero.
+
+use serde::Serialize;
+
+use crate::arms::ArmResult;
+use crate::facts::Quiet;
+use crate::pairs::PairSummary;
+
+/// Which figure of a case its ratio compares with the control.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Compares {
+    /// Tasks per second over the control's datagrams per second: more is better.
+    TasksPerS,
+    /// Median latency over the control's, both in microseconds: less is better.
+    P50Us,
+}
+
+/// One measured case.
+#[derive(Clone, Debug, Serialize)]
+pub struct CaseReport {
+    /// Name of the case, with its parameters.
+    pub case: String,
+    /// Tasks completed per second.
+    pub tasks_per_s: Option<f64>,
+    /// Median latency of a task, in microseconds.
+    pub p50_us: Option<f64>,
+    /// 99th percentile of the same.
+    pub p99_us: Option<f64>,
+    /// The control's figure, in the unit `compares` names.
+    pub control: Option<f64>,
+    /// What the control is.
+    pub control_name: String,
+    /// Which figure is compared.
+    pub compares: Compares,
+    /// The case's figure divided by the control's.
+    pub ratio: Option<f64>,
+    /// Lower end of the ratio's 95 % interval, where pairs were run.
+    pub ratio_low: Option<f64>,
+    /// Upper end of the ratio's 95 % interval, where pairs were run.
+    pub ratio_high: Option<f64>,
+    /// How it was measured, such as `closed loop, window 512, 7 interleaved pairs`.
+    pub method: String,
+    /// Whether the machine was busy with something else, and with what.
+    pub quiet: Option<Quiet>,
+    /// What a reader must know.
+    pub note: Option<String>,
+}
+
+impl CaseReport {
+    /// A case without a control, such as the control itself.
+    #[must_use]
+    pub fn of_arm(arm: &ArmResult, method: impl Into<String>) -> Self {
+        Self {
+            case: arm.name.clone(),
+            tasks_per_s: Some(arm.per_s),
+            p50_us: Some(arm.p50_us),
+            p99_us: Some(arm.p99_us),
+            control: None,
+            control_name: String::from("none: this is a control"),
+            compares: Compares::TasksPerS,
+            ratio: None,
+            ratio_low: None,
+            ratio_high: None,
+            method: method.into(),
+            quiet: None,
+            note: arm.details.note.clone(),
+        }
+    }
+
+    /// A case compared over interleaved pairs: figure, control and ratio come from the summary's
+    /// medians.
+    #[must_use]
+    pub fn of_pairs(
+        case: impl Into<String>,
+        compares: Compares,
+        control_name: impl Into<String>,
+        summary: &PairSummary,
+        method: impl Into<String>,
+    ) -> Self {
+        let figure = Some(summary.subject_median());
+        Self {
+            case: case.into(),
+            tasks_per_s: figure.filter(|_| compares == Compares::TasksPerS),
+            p50_us: figure.filter(|_| compares == Compares::P50Us),
+            p99_us: None,
+            control: Some(summary.control_median()),
+            control_name: control_name.into(),
+            compares,
+            ratio: Some(summary.ratio_median),
+            ratio_low: Some(summary.ratio_low),
+            ratio_high: Some(summary.ratio_high),
+            method: method.into(),
+            quiet: None,
+            note: None,
+        }
+    }
+}
+
+/// The cases as a table of fixed columns, ending with a newline; notes and disturbances follow it.
+#[must_use]
+pub fn table(cases: &[CaseReport]) -> String {
+    let head = [
+        "CASE",
+        "TASKS/S",
+        "P50 US",
+        "P99 US",
+        "CONTROL",
+        "RATIO",
+        "95 % INTERVAL",
+    ];
+    let mut rows = vec![head.map(String::from)];
+    rows.extend(cases.iter().map(row));
+    let widths: Vec<usize> = (0..head.len())
+        .map(|column| {
+            rows.iter()
+                .map(|row| row[column].chars().count())
+                .max()
+                .unwrap_or(0)
+        })
+        .collect();
+    let mut out = String::new();
+    for row in &rows {
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .enumerate()
+            .map(|(column, (cell, &width))| {
+                if column == 0 {
+                    format!("{cell:<width$}")
+                } else {
+                    format!("{cell:>width$}")
+                }
+            })
+            .collect();
+        out.push_str(cells.join("  ").trim_end());
+        out.push('\n');
+    }
+    for case in cases {
+        for line in remarks(case) {
+            out.push_str(&format!("{}: {line}\n", case.case));
+        }
+    }
+    out
+}
+
+fn row(case: &CaseReport) -> [String; 7] {
+    let control = |figure| match case.compares {
+        Compares::TasksPerS => grouped(figure),
+        Compares::P50Us => format!("{figure:.1} us"),
+    };
+    let interval = case.ratio_low.zip(case.ratio_high).map_or_else(
+        || String::from("-"),
+        |(low, high)| format!("{low:.2} to {high:.2}"),
+    );
+    [
+        case.case.clone(),
+        case.tasks_per_s.map_or_else(|| String::from("-"), grouped),
+        case.p50_us
+            .map_or_else(|| String::from("-"), |us| format!("{us:.1}")),
+        case.p99_us
+            .map_or_else(|| String::from("-"), |us| format!("{us:.1}")),
+        case.control.map_or_else(|| String::from("-"), control),
+        case.ratio
+            .map_or_else(|| String::from("-"), |ratio| format!("{ratio:.2}")),
+        interval,
+    ]
+}
+
+fn remarks(case: &CaseReport) -> Vec<String> {
+    let mut lines = vec![format!("{}; control: {}", case.method, case.control_name)];
+    if let Some(quiet) = case.quiet.as_ref().filter(|quiet| quiet.disturbed) {
+        lines.push(format!(
+            "disturbed, repeat it: {}",
+            quiet.reasons.join(", ")
+        ));
+    }
+    lines.extend(case.note.clone());
+    lines
+}
+
+/// A rate as a whole number in groups of three digits.
+fn grouped(figure: f64) -> String {
+    let digits = format!("{figure:.0}");
+    let mut out = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        let left = digits.len() - index;
+        if index > 0 && left.is_multiple_of(3) && digit.is_ascii_digit() && !out.ends_with('-') {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn summary() -> PairSummary {
+        PairSummary {
+            ratio_median: 6.5,
+            ratio_low: 6.1,
+            ratio_high: 6.9,
+            a: vec![1_300_000.0, 1_310_000.0, 1_290_000.0],
+            b: vec![200_000.0, 201_000.0, 199_000.0],
+        }
+    }
+
+    #[test]
+    fn the_json_object_has_the_agreed_fields() {
+        let case = CaseReport::of_pairs(
+            "tasks 64 B",
+            Compares::TasksPerS,
+            "gso_echo",
+            &summary(),
+            "5 interleaved pairs",
+        );
+        let object = serde_json::to_value(&case).expect("a case is plain data");
+        assert_eq!(object["case"], "tasks 64 B");
+        assert_eq!(object["tasks_per_s"], 1_300_000.0);
+        assert_eq!(object["control"], 200_000.0);
+        assert_eq!(object["ratio"], 6.5);
+        assert_eq!(object["compares"], "tasks_per_s");
+        assert!(object["p50_us"].is_null() && object["p99_us"].is_null());
+    }
+
+    #[test]
+    fn the_table_lines_up_and_tells_what_disturbed_a_run() {
+        let mut case = CaseReport::of_pairs(
+            "tasks 64 B",
+            Compares::TasksPerS,
+            "gso_echo",
+            &summary(),
+            "5 pairs",
+        );
+        case.quiet = Some(Quiet {
+            wall_ms: 10,
+            steal_share: Some(0.2),
+            foreign_share: None,
+            involuntary_switches: 0,
+            disturbed: true,
+            reasons: vec![String::from("steal time 20.0 % of the cores")],
+        });
+        let latency =
+            CaseReport::of_pairs("latency", Compares::P50Us, "raw", &summary(), "5 pairs");
+        let text = table(&[case, latency]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].starts_with("CASE        "), "{text}");
+        assert!(
+            lines[1].contains("1,300,000") && lines[1].contains("6.10 to 6.90"),
+            "{text}"
+        );
+        assert!(lines[2].contains("200000.0 us"), "{text}");
+        assert!(
+            text.contains("tasks 64 B: disturbed, repeat it: steal time 20.0 %"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn rates_are_grouped() {
+        let table = [
+            (0.4, "0"),
+            (999.0, "999"),
+            (1000.0, "1,000"),
+            (1_234_567.8, "1,234,568"),
+        ];
+        for (figure, text) in table {
+            assert_eq!(grouped(figure), text);
+        }
+    }
+}

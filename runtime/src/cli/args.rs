@@ -1,0 +1,645 @@
+//! What was typed.
+//!
+//! Flags that are settings arrive as text and mean nothing until [`super::settings`] has laid them
+//! over the environment and the file; flags of one call are read here.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueHint};
+use ramjet_proto::market::Filter;
+
+use super::settings::{self as s, Layer};
+
+/// A worker runtime for Pilot Protocol task markets.
+#[derive(Debug, Parser)]
+#[command(name = "ramjet", version, max_term_width = 100, subcommand_required = true)]
+#[command(after_help = "\
+Settings may also stand in the environment (--task-ready is RAMJET_TASK_READY) and in a TOML file
+(task-ready = true) named by --config or RAMJET_CONFIG, else ~/.config/ramjet/ramjet.toml, else
+/etc/ramjet/ramjet.toml. Flags win over the environment, the environment over the file.
+
+Exit codes: 0 done, 1 the work failed, 2 wrong argument or setting, 3 nobody matched or took the
+offer in time, 4 refused (the polo gate and others), 5 the host is in the way (registry unreachable,
+port in use, io_uring blocked), 130 interrupted.")]
+pub struct Cli {
+    /// Flags of every command.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags of every command.
+#[derive(Debug, Args)]
+pub struct CommonArgs {
+    /// Print JSON on standard output, one value a line
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Settings file (TOML)
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+    /// What to log on standard error: error, warn, info, debug, trace, or a filter such as
+    /// ramjet=debug
+    #[arg(long, global = true, value_name = "FILTER")]
+    pub log: Option<String>,
+    /// Colours: auto, always or never
+    #[arg(long, global = true, value_name = "WHEN")]
+    pub color: Option<String>,
+}
+
+impl CommonArgs {
+    fn layer(&self) -> Layer {
+        Layer::default().set(s::LOG, &self.log).set(s::COLOR, &self.color)
+    }
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show it all on this machine: a registry, a worker, a requester, and real text
+    Demo(DemoArgs),
+    /// Run one host: registry and worker in one process, until stopped
+    Up(UpArgs),
+    /// Run the market: discovery, matching, settlement
+    Registry(RegistryArgs),
+    /// Run a worker, until stopped
+    Node(NodeArgs),
+    /// List workers by polo
+    Resolve(ResolveArgs),
+    /// Have a task done, or one for each line of a file
+    Submit(SubmitArgs),
+    /// Show the standing of a node
+    Polo(PoloArgs),
+    /// Show what the local node does
+    Status(StatusArgs),
+    /// List engagements, newest first
+    Engagements(EngagementsArgs),
+    /// Measure this machine and this build
+    Bench(BenchArgs),
+    /// Say what this host lacks, what it costs, and the command that mends it
+    Doctor,
+}
+
+/// `ramjet demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Text files, a task for each line that is not empty; without any, the Universal Declaration
+    /// of Human Rights in some 60 languages
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub files: Vec<PathBuf>,
+    /// Built-in skill that does the tasks
+    #[arg(long, default_value = "langid", value_name = "NAME")]
+    pub skill: String,
+    /// Micro-tasks in all: the lines are gone through until there are as many
+    #[arg(long, default_value_t = 200_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub tasks: u64,
+    /// Tasks outstanding at a time
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub window: u32,
+    /// How its workers run
+    #[command(flatten)]
+    pub threads: ThreadArgs,
+}
+
+/// How worker threads run.
+#[derive(Debug, Default, Args)]
+pub struct ThreadArgs {
+    /// Worker threads of a node; a tunnel lives on one of them [default: 1]
+    #[arg(long, value_name = "N")]
+    pub workers: Option<String>,
+    /// Cores to pin them to, in order, as in 0,1 [default: none, they float]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub cores: Vec<String>,
+    /// What moves datagrams: uring or mmsg [default: uring]
+    #[arg(long, value_name = "BACKEND")]
+    pub io: Option<String>,
+    /// What an idle worker does: spin, adaptive or park [default: adaptive]
+    #[arg(long, value_name = "POLICY")]
+    pub idle: Option<String>,
+}
+
+impl ThreadArgs {
+    fn layer(&self, layer: Layer) -> Layer {
+        layer
+            .set(s::WORKERS, &self.workers)
+            .set_all(s::CORES, &self.cores)
+            .set(s::IO, &self.io)
+            .set(s::IDLE, &self.idle)
+    }
+}
+
+/// What makes a worker.
+#[derive(Debug, Default, Args)]
+pub struct ServeArgs {
+    /// UDP address of the tunnel; port 0 lets the kernel choose [default: port 0, on loopback if
+    /// the registry is there, else on every interface]
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<String>,
+    /// Address that others send to, if the registry would see another one
+    #[arg(long, value_name = "ADDR")]
+    pub endpoint: Option<String>,
+    /// Name at the registry
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// Pilot's owner field [default: from the identity]
+    #[arg(long, value_name = "TEXT")]
+    pub owner: Option<String>,
+    /// Let anyone look the node up
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    pub public: Option<String>,
+    /// Built-in skill to offer: echo, langid, sha256; may be repeated
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub skill: Vec<String>,
+    /// Further capability, as in model=llama-3-70b; may be repeated
+    #[arg(long, value_name = "K=V")]
+    pub capability: Vec<String>,
+    /// Whom to serve beyond the polo gate: gate, trusted, min-polo=N or anyone, or for one skill
+    /// SKILL=POLICY; may be repeated [default: gate]
+    #[arg(long, value_name = "POLICY")]
+    pub accept_from: Vec<String>,
+    /// Ask for tasks
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    pub task_ready: Option<String>,
+    /// Tasks that one engagement may have outstanding [default: 1024]
+    #[arg(long, value_name = "N")]
+    pub credits: Option<String>,
+    /// Engagements served at a time [default: 64]
+    #[arg(long, value_name = "N")]
+    pub engagements_max: Option<String>,
+    /// Results sent without a signed receipt, in one engagement [default: 65536]
+    #[arg(long, value_name = "N")]
+    pub unsigned_max: Option<String>,
+    /// Threads for skills that run beside the workers [default: 1]
+    #[arg(long, value_name = "N")]
+    pub pool_threads: Option<String>,
+    /// Tunnels that one worker holds [default: 1024]
+    #[arg(long, value_name = "N")]
+    pub tunnels_max: Option<String>,
+    /// How its workers run
+    #[command(flatten)]
+    pub threads: ThreadArgs,
+}
+
+impl ServeArgs {
+    fn layer(&self, layer: Layer) -> Layer {
+        let layer = layer
+            .set(s::LISTEN, &self.listen)
+            .set(s::ENDPOINT, &self.endpoint)
+            .set(s::HOSTNAME, &self.hostname)
+            .set(s::OWNER, &self.owner)
+            .set(s::PUBLIC, &self.public)
+            .set_all(s::SKILL, &self.skill)
+            .set_all(s::CAPABILITY, &self.capability)
+            .set_all(s::ACCEPT_FROM, &self.accept_from)
+            .set(s::TASK_READY, &self.task_ready)
+            .set(s::CREDITS, &self.credits)
+            .set(s::ENGAGEMENTS_MAX, &self.engagements_max)
+            .set(s::UNSIGNED_MAX, &self.unsigned_max)
+            .set(s::POOL_THREADS, &self.pool_threads)
+            .set(s::TUNNELS_MAX, &self.tunnels_max);
+        self.threads.layer(layer)
+    }
+}
+
+/// Who a node is, and where it keeps what it must not lose.
+#[derive(Debug, Default, Args)]
+pub struct IdentityArgs {
+    /// Folder for identity, receipts and the registry's log [default: $STATE_DIRECTORY, else
+    /// ~/.local/state/ramjet]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub state: Option<String>,
+    /// File with the Ed25519 identity, created if missing [default: identity.json in the state
+    /// folder]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub identity: Option<String>,
+}
+
+impl IdentityArgs {
+    fn layer(&self, layer: Layer) -> Layer {
+        layer.set(s::STATE, &self.state).set(s::IDENTITY, &self.identity)
+    }
+}
+
+/// Which market.
+#[derive(Debug, Default, Args)]
+pub struct MarketArgs {
+    /// TCP address of the registry
+    #[arg(long, value_name = "ADDR")]
+    pub registry: Option<String>,
+    /// Public key that the registry must have, in base64 [default: the first one seen is kept]
+    #[arg(long, value_name = "KEY")]
+    pub registry_key: Option<String>,
+    /// UDP address of the beacon, to be found behind a NAT
+    #[arg(long, value_name = "ADDR")]
+    pub beacon: Option<String>,
+}
+
+impl MarketArgs {
+    fn layer(&self, layer: Layer) -> Layer {
+        layer
+            .set(s::REGISTRY, &self.registry)
+            .set(s::REGISTRY_KEY, &self.registry_key)
+            .set(s::BEACON, &self.beacon)
+    }
+}
+
+/// Whom a question is put to: the local node, or a registry.
+#[derive(Debug, Default, Args)]
+pub struct AskArgs {
+    /// Socket of the local node [default: ramjet.sock in the state folder]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub socket: Option<String>,
+    /// TCP address of a registry, to do without a local node
+    #[arg(long, value_name = "ADDR", conflicts_with = "socket")]
+    pub registry: Option<String>,
+    /// State folder of the local node [default: $STATE_DIRECTORY, else ~/.local/state/ramjet]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub state: Option<String>,
+}
+
+impl AskArgs {
+    fn layer(&self, layer: Layer) -> Layer {
+        layer
+            .set(s::SOCKET, &self.socket)
+            .set(s::REGISTRY, &self.registry)
+            .set(s::STATE, &self.state)
+    }
+}
+
+/// How a registry runs, beside its addresses.
+#[derive(Debug, Default, Args)]
+pub struct RulesArgs {
+    /// Rule by which polo moves: article or pilot-1.9 [default: article]
+    #[arg(long, value_name = "RULE")]
+    pub polo_policy: Option<String>,
+    /// Take the unsigned polo messages of old Pilot: for closed test networks only
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    pub allow_unsigned_polo: Option<String>,
+    /// Write every byte received to this file, to show that no payload is among them
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub byte_log: Option<String>,
+}
+
+impl RulesArgs {
+    fn layer(&self, layer: Layer) -> Layer {
+        layer
+            .set(s::POLO_POLICY, &self.polo_policy)
+            .set(s::ALLOW_UNSIGNED_POLO, &self.allow_unsigned_polo)
+            .set(s::BYTE_LOG, &self.byte_log)
+    }
+}
+
+/// `ramjet up`.
+#[derive(Debug, Args)]
+pub struct UpArgs {
+    /// TCP address of the registry [default: 127.0.0.1:9000]
+    #[arg(long, value_name = "ADDR")]
+    pub registry_listen: Option<String>,
+    /// UDP address of the registry's beacon, or none [default: 127.0.0.1:9001]
+    #[arg(long, value_name = "ADDR")]
+    pub registry_beacon: Option<String>,
+    /// How the registry runs
+    #[command(flatten)]
+    pub rules: RulesArgs,
+    /// Who the node is
+    #[command(flatten)]
+    pub identity: IdentityArgs,
+    /// Local socket [default: ramjet.sock in the state folder]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub socket: Option<String>,
+    /// What the node offers
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+/// `ramjet registry`.
+#[derive(Debug, Args)]
+pub struct RegistryArgs {
+    /// TCP address [default: 127.0.0.1:9000]
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<String>,
+    /// UDP address of the beacon, or none [default: 127.0.0.1:9001]
+    #[arg(long, value_name = "ADDR")]
+    pub beacon: Option<String>,
+    /// Folder of its log [default: $STATE_DIRECTORY, else ~/.local/state/ramjet/registry]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub state: Option<String>,
+    /// How it runs
+    #[command(flatten)]
+    pub rules: RulesArgs,
+}
+
+/// `ramjet node`.
+#[derive(Debug, Args)]
+pub struct NodeArgs {
+    /// Which market
+    #[command(flatten)]
+    pub market: MarketArgs,
+    /// Who it is
+    #[command(flatten)]
+    pub identity: IdentityArgs,
+    /// Local socket [default: ramjet.sock in the state folder]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub socket: Option<String>,
+    /// What it offers
+    #[command(flatten)]
+    pub serve: ServeArgs,
+    /// Node to trust, by its number; may be repeated
+    #[arg(long, value_name = "NODE")]
+    pub trust: Vec<u32>,
+}
+
+/// `ramjet resolve`.
+#[derive(Debug, Args)]
+pub struct ResolveArgs {
+    /// Only workers with this capability: task-ready, or K=V as in --filter
+    #[arg(long, value_name = "NAME")]
+    pub capability: Vec<String>,
+    /// Only workers whose capability K holds V, as in skills=langid; may be repeated
+    #[arg(long, value_name = "K=V")]
+    pub filter: Vec<Filter>,
+    /// Least polo
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub min_polo: Option<i64>,
+    /// Most rows
+    #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub limit: u32,
+    /// Whom to ask
+    #[command(flatten)]
+    pub ask: AskArgs,
+}
+
+/// `ramjet submit`.
+#[derive(Debug, Args)]
+pub struct SubmitArgs {
+    /// Skill wanted
+    #[arg(long, value_name = "NAME")]
+    pub skill: String,
+    /// What to send
+    #[command(flatten)]
+    pub input: InputArgs,
+    /// Only workers whose capability K holds V; may be repeated
+    #[arg(long, value_name = "K=V")]
+    pub filter: Vec<Filter>,
+    /// Least polo of the worker
+    #[arg(long, default_value_t = i64::MIN, hide_default_value = true, value_name = "N", allow_negative_numbers = true)]
+    pub min_polo: i64,
+    /// How long the work may take, as in 30s or 5m
+    #[arg(long, default_value = "5m", value_name = "TIME", value_parser = duration)]
+    pub timeout: Duration,
+    /// How long to wait for a worker to accept; then it costs 1 polo
+    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = duration)]
+    pub accept_timeout: Duration,
+    /// Tasks outstanding at a time, with --lines
+    #[arg(long, default_value_t = 256, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub window: u32,
+    /// Reject the results: the worker earns nothing for them
+    #[arg(long)]
+    pub reject: bool,
+    /// When a worker is lost, offer the tasks without an answer again, this many times
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub resubmit: u32,
+    /// Socket of the local node that submits [default: requester.sock or ramjet.sock in the state
+    /// folder]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, conflicts_with = "registry")]
+    pub socket: Option<String>,
+    /// With --registry: who submits; without --identity and --state, somebody new
+    #[command(flatten)]
+    pub identity: IdentityArgs,
+    /// Which market, to do without a local node
+    #[command(flatten)]
+    pub market: MarketArgs,
+    /// How its worker runs, without a local node
+    #[command(flatten)]
+    pub threads: ThreadArgs,
+}
+
+/// Exactly one of these.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct InputArgs {
+    /// One task with this payload
+    #[arg(long, value_name = "TEXT")]
+    pub data: Option<String>,
+    /// One task with this file as its payload; - is standard input
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub file: Option<PathBuf>,
+    /// A task for each line of this file; - is standard input. Results are printed in the order of
+    /// the lines
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub lines: Option<PathBuf>,
+}
+
+/// `ramjet polo`.
+#[derive(Debug, Args)]
+pub struct PoloArgs {
+    /// Node number, address or hostname; the local node if left away
+    pub who: Option<String>,
+    /// Whom to ask
+    #[command(flatten)]
+    pub ask: AskArgs,
+}
+
+/// `ramjet status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Socket of the local node [default: ramjet.sock in the state folder]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub socket: Option<String>,
+    /// State folder of the local node [default: $STATE_DIRECTORY, else ~/.local/state/ramjet]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub state: Option<String>,
+}
+
+/// `ramjet engagements`.
+#[derive(Debug, Args)]
+pub struct EngagementsArgs {
+    /// Node number, address or hostname; all engagements if left away
+    pub who: Option<String>,
+    /// Most rows
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub limit: u32,
+    /// Whom to ask
+    #[command(flatten)]
+    pub ask: AskArgs,
+}
+
+/// `ramjet bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// What to measure
+    #[command(subcommand)]
+    pub what: BenchCommand,
+}
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Closed loop: 64-byte echo tasks a second from one requester core to one worker core
+    Tasks(BenchRunArgs),
+    /// One task of 256 bytes outstanding: the round trip
+    Latency(BenchRunArgs),
+    /// What the machine can do without us: system calls, cipher, loopback
+    Limits(BenchLimitsArgs),
+}
+
+/// How long and how often to measure.
+#[derive(Debug, Args)]
+pub struct BenchRunArgs {
+    /// Seconds of one run
+    #[arg(long, default_value_t = 1.0, value_name = "S", value_parser = seconds)]
+    pub seconds: f64,
+    /// Pairs of runs, ours and the control arm, in the order A B B A
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(5..=100))]
+    pub pairs: u32,
+    /// Payload bytes [default: 64 for tasks, 256 for latency]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1200))]
+    pub payload: Option<u32>,
+    /// Tasks outstanding at a time [default: 1024 for tasks, 1 for latency]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub window: Option<u32>,
+    /// How workers run [default: pinned to two cores, spin]
+    #[command(flatten)]
+    pub threads: ThreadArgs,
+}
+
+/// How long to measure.
+#[derive(Debug, Args)]
+pub struct BenchLimitsArgs {
+    /// Seconds of one run
+    #[arg(long, default_value_t = 1.0, value_name = "S", value_parser = seconds)]
+    pub seconds: f64,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write a time with its unit, as in 30s or 5m"))?;
+    if duration.is_zero() { Err("must be longer than 0".to_owned()) } else { Ok(duration) }
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(seconds) if (0.05..=600.0).contains(&seconds) => Ok(seconds),
+        _ => Err("must be a number of seconds from 0.05 to 600".to_owned()),
+    }
+}
+
+impl Cli {
+    /// The settings among the flags.
+    pub fn layer(&self) -> Layer {
+        let common = self.common.layer();
+        match &self.command {
+            Command::Demo(demo) => demo.threads.layer(common),
+            Command::Up(up) => {
+                let layer = common
+                    .set(s::REGISTRY_LISTEN, &up.registry_listen)
+                    .set(s::REGISTRY_BEACON, &up.registry_beacon)
+                    .set(s::SOCKET, &up.socket);
+                up.serve.layer(up.identity.layer(up.rules.layer(layer)))
+            }
+            Command::Registry(registry) => registry.rules.layer(
+                common
+                    .set(s::LISTEN, &registry.listen)
+                    .set(s::BEACON, &registry.beacon)
+                    .set(s::STATE, &registry.state),
+            ),
+            Command::Node(node) => {
+                let layer = common.set(s::SOCKET, &node.socket);
+                node.serve.layer(node.identity.layer(node.market.layer(layer)))
+            }
+            Command::Resolve(resolve) => resolve.ask.layer(common),
+            Command::Submit(submit) => {
+                let layer = common.set(s::SOCKET, &submit.socket);
+                submit.threads.layer(submit.identity.layer(submit.market.layer(layer)))
+            }
+            Command::Polo(polo) => polo.ask.layer(common),
+            Command::Status(status) => {
+                common.set(s::SOCKET, &status.socket).set(s::STATE, &status.state)
+            }
+            Command::Engagements(engagements) => engagements.ask.layer(common),
+            Command::Bench(bench) => match &bench.what {
+                BenchCommand::Tasks(run) | BenchCommand::Latency(run) => run.threads.layer(common),
+                BenchCommand::Limits(_) => common,
+            },
+            Command::Doctor => common,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::super::settings::Settings;
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_command_tree_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_that_are_settings_reach_the_layer_of_their_command() {
+        let line = "ramjet node --registry 127.0.0.1:1 --skill echo --skill langid,sha256 \
+                    --task-ready --public=false --capability model=m --cores 0,1";
+        let cli = parse(line).expect("valid");
+        let settings = Settings::resolve(cli.layer(), [], None).expect("no other source");
+        assert_eq!(settings.texts(s::SKILL), ["echo", "langid", "sha256"]);
+        assert_eq!(settings.flag(s::TASK_READY), Ok(Some(true)));
+        assert_eq!(settings.flag(s::PUBLIC), Ok(Some(false)));
+        assert_eq!(settings.texts(s::CORES), ["0", "1"]);
+        assert_eq!(settings.texts(s::CAPABILITY), ["model=m"]);
+        let registry = parse("ramjet registry --listen 127.0.0.1:2 --beacon none").expect("valid");
+        let settings = Settings::resolve(registry.layer(), [], None).expect("no other source");
+        assert_eq!(settings.text(s::LISTEN).as_deref(), Some("127.0.0.1:2"));
+        assert_eq!(settings.text(s::BEACON).as_deref(), Some("none"));
+        let up = parse("ramjet up --registry-listen 127.0.0.1:3").expect("valid");
+        let settings = Settings::resolve(up.layer(), [], None).expect("no other source");
+        assert_eq!(settings.text(s::REGISTRY_LISTEN).as_deref(), Some("127.0.0.1:3"));
+        assert!(!settings.is_set(s::LISTEN));
+    }
+
+    #[test]
+    fn submit_takes_exactly_one_input() {
+        assert!(parse("ramjet submit --skill echo --data x").is_ok());
+        assert!(parse("ramjet submit --skill echo").is_err());
+        assert!(parse("ramjet submit --skill echo --data x --lines -").is_err());
+        assert!(parse("ramjet submit --skill echo --data x --socket s --registry r:1").is_err());
+    }
+
+    #[test]
+    fn bounds_of_a_call_are_checked() {
+        for line in [
+            "ramjet demo --tasks 0",
+            "ramjet demo --window 4097",
+            "ramjet submit --skill echo --data x --timeout 0s",
+            "ramjet submit --skill echo --data x --timeout 5",
+            "ramjet resolve --limit 1001",
+            "ramjet resolve --filter skills",
+            "ramjet bench tasks --seconds 0",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+        let Command::Submit(submit) =
+            parse("ramjet submit --skill echo --data x --min-polo -3 --timeout 1m30s")
+                .expect("valid")
+                .command
+        else {
+            panic!("submit");
+        };
+        assert_eq!((submit.min_polo, submit.timeout), (-3, Duration::from_secs(90)));
+    }
+
+    #[test]
+    fn json_may_stand_before_or_after_the_command() {
+        for line in ["ramjet --json status", "ramjet status --json"] {
+            assert!(parse(line).expect("valid").common.json, "{line}");
+        }
+    }
+}

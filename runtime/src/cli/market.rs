@@ -1,0 +1,76 @@
+//! The registry inside this process, for `registry`, `up`, `demo` and `bench`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use ramjet_proto::polo::Policy;
+use ramjet_registry::{Config, Registry, RegistryHandle};
+
+use super::exit::Failure;
+use super::host::{BEACON_DEFAULT, REGISTRY_DEFAULT};
+use super::identity_file::create_folder;
+use super::settings::{self as s, Setting, Settings};
+
+/// A registry that forgets everything, on a port that the kernel chooses.
+///
+/// # Errors
+/// If it cannot listen.
+pub fn start_in_memory() -> Result<RegistryHandle, Failure> {
+    let listen = SocketAddr::new(REGISTRY_DEFAULT.ip(), 0);
+    start(Config { listen, beacon: None, ..Config::default() })
+}
+
+/// The names under which the addresses of a registry are set: `up` runs a tunnel beside it, so its
+/// own are longer.
+#[derive(Clone, Copy, Debug)]
+pub struct Names {
+    /// Of its TCP address.
+    pub listen: Setting,
+    /// Of its beacon's UDP address.
+    pub beacon: Setting,
+}
+
+/// For `ramjet registry`.
+pub const ALONE: Names = Names { listen: s::LISTEN, beacon: s::BEACON };
+/// For `ramjet up`.
+pub const BESIDE_A_NODE: Names =
+    Names { listen: s::REGISTRY_LISTEN, beacon: s::REGISTRY_BEACON };
+
+/// Where the registry of these settings listens.
+///
+/// # Errors
+/// If it is no address.
+pub fn listen_address(settings: &Settings, names: Names) -> Result<SocketAddr, Failure> {
+    Ok(settings.address(names.listen)?.unwrap_or(REGISTRY_DEFAULT))
+}
+
+/// The registry that the settings describe, its log in `folder`, which is created if missing.
+///
+/// # Errors
+/// A setting that cannot be, or an address that is taken.
+pub fn start_from(
+    settings: &Settings,
+    names: Names,
+    folder: PathBuf,
+) -> Result<RegistryHandle, Failure> {
+    let policies = [("article", Policy::Article), ("pilot-1.9", Policy::Pilot19)];
+    let beacon = match settings.text(names.beacon).as_deref() {
+        Some("none") => None,
+        _ => Some(settings.address(names.beacon)?.unwrap_or(BEACON_DEFAULT)),
+    };
+    let config = Config {
+        listen: listen_address(settings, names)?,
+        beacon,
+        allow_unsigned_polo: settings.flag(s::ALLOW_UNSIGNED_POLO)?.unwrap_or(false),
+        polo_policy: settings.choice(s::POLO_POLICY, &policies)?.unwrap_or(Policy::Article),
+        byte_log: settings.path(s::BYTE_LOG),
+        state_dir: Some(folder.clone()),
+        ..Config::default()
+    };
+    create_folder(&folder)?;
+    start(config)
+}
+
+fn start(config: Config) -> Result<RegistryHandle, Failure> {
+    Registry::start(config).map_err(|error| Failure::environment(error.to_string()))
+}
