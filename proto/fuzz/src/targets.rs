@@ -88,7 +88,12 @@ pub fn tunnel(data: &[u8]) -> Tally {
         world.step(kind % 8, bytes);
         rest = after;
     }
-    let Tally { received, delivered, handled, dropped } = world.tally;
+    let Tally {
+        received,
+        delivered,
+        handled,
+        dropped,
+    } = world.tally;
     assert_eq!(received, delivered + handled + dropped);
     world.tally
 }
@@ -113,12 +118,17 @@ impl World {
         };
         // The first key is drawn for the daemon: with the captured one, captured frames open.
         let daemon = PublicKey(DAEMON_IDENTITY);
-        world.ours.connect(DAEMON, world.now, &mut |space| {
-            space.copy_from_slice(&OUR_KEY[..space.len()]);
-        })
-        .expect("room for four");
+        world
+            .ours
+            .connect(DAEMON, world.now, &mut |space| {
+                space.copy_from_slice(&OUR_KEY[..space.len()]);
+            })
+            .expect("room for four");
         world.registry_says(DAEMON, Some(daemon));
-        world.ours.connect(PEER, world.now, &mut entropy(&mut world.drawn)).expect("room");
+        world
+            .ours
+            .connect(PEER, world.now, &mut entropy(&mut world.drawn))
+            .expect("room");
         for _ in 0..3 {
             world.settle();
         }
@@ -129,7 +139,9 @@ impl World {
     }
 
     fn step(&mut self, kind: u8, bytes: &[u8]) {
-        let number = bytes.first_chunk::<4>().map_or(0, |bytes| u32::from_be_bytes(*bytes));
+        let number = bytes
+            .first_chunk::<4>()
+            .map_or(0, |bytes| u32::from_be_bytes(*bytes));
         match kind {
             0 => self.receive(address(66), bytes),
             1 => self.receive(address(1), bytes),
@@ -143,7 +155,9 @@ impl World {
             }
             6 => {
                 // Refused for our own node and when the table is full.
-                let _ = self.ours.connect(NodeId(number), self.now, &mut entropy(&mut self.drawn));
+                let _ = self
+                    .ours
+                    .connect(NodeId(number), self.now, &mut entropy(&mut self.drawn));
             }
             _ => {
                 let known = bytes.get(4).is_some_and(|byte| byte % 2 == 1);
@@ -170,7 +184,9 @@ impl World {
     }
 
     fn peer_sends(&mut self, bytes: &[u8]) {
-        let Some(tunnel) = self.peer.find(OURS) else { return };
+        let Some(tunnel) = self.peer.find(OURS) else {
+            return;
+        };
         if let Some(datagram) = seal(&mut self.peer, tunnel, self.now, bytes) {
             self.receive(address(2), &datagram);
         }
@@ -178,7 +194,8 @@ impl World {
 
     fn registry_says(&mut self, node: NodeId, key: Option<PublicKey>) {
         let endpoint = Some(address(u8::try_from(node.0 % 200).expect("below 200")));
-        self.ours.peer_key(node, key, endpoint, self.now, &mut entropy(&mut self.drawn));
+        self.ours
+            .peer_key(node, key, endpoint, self.now, &mut entropy(&mut self.drawn));
     }
 
     /// Timeouts, the registry's answers about our two peers, and what they say to each other.
@@ -198,7 +215,8 @@ impl World {
         let identity = |seed| Some(Identity::from_seed([seed; 32]).public());
         while let Some(event) = self.peer.poll_event() {
             if event == TunnelEvent::PeerKeyWanted(OURS) {
-                self.peer.peer_key(OURS, identity(28), Some(address(28)), self.now, lend);
+                self.peer
+                    .peer_key(OURS, identity(28), Some(address(28)), self.now, lend);
             }
         }
         let mut asked = false;
@@ -206,12 +224,14 @@ impl World {
             asked |= event == TunnelEvent::PeerKeyWanted(PEER);
         }
         if asked {
-            self.ours.peer_key(PEER, identity(2), Some(address(2)), self.now, lend);
+            self.ours
+                .peer_key(PEER, identity(2), Some(address(2)), self.now, lend);
         }
         let mut space = [0; DATAGRAM_LEN_MAX];
         while let Some(transmit) = self.ours.poll_transmit(self.now, &mut space) {
             if transmit.to == address(2) {
-                self.peer.receive(self.now, address(28), &mut space[..transmit.len], lend);
+                self.peer
+                    .receive(self.now, address(28), &mut space[..transmit.len], lend);
             }
         }
         let mut sent = Vec::new();
@@ -224,12 +244,7 @@ impl World {
     }
 }
 
-fn seal(
-    tunnels: &mut Tunnels,
-    tunnel: TunnelHandle,
-    now: Time,
-    bytes: &[u8],
-) -> Option<Vec<u8>> {
+fn seal(tunnels: &mut Tunnels, tunnel: TunnelHandle, now: Time, bytes: &[u8]) -> Option<Vec<u8>> {
     let (&[protocol, flags, port], payload) = bytes.split_first_chunk::<3>()?;
     let packet = OutgoingPacket {
         protocol: Protocol::from_wire(protocol % 4)?,
@@ -242,7 +257,9 @@ fn seal(
     };
     let mut datagram = vec![0; payload.len() + 70];
     datagram[SEALED_HEADER_LEN + PACKET_HEADER_LEN..][..payload.len()].copy_from_slice(payload);
-    let length = tunnels.seal(tunnel, now, &packet, &mut datagram, payload.len()).ok()?;
+    let length = tunnels
+        .seal(tunnel, now, &packet, &mut datagram, payload.len())
+        .ok()?;
     assert_eq!(length, datagram.len());
     Some(datagram)
 }
@@ -279,7 +296,9 @@ pub fn packet(data: &[u8]) {
     }
     if let Ok(message) = BeaconMessage::parse(&mut bytes) {
         let mut again = vec![0; data.len()];
-        let length = message.write(&mut again).expect("it came from as many bytes");
+        let length = message
+            .write(&mut again)
+            .expect("it came from as many bytes");
         assert_eq!(again[..length], data[..length]);
     }
     if let Ok(text) = str::from_utf8(data) {
@@ -304,13 +323,18 @@ pub fn market(data: &[u8]) {
     if let Ok(receipt) = SignedReceipt::decode(data) {
         assert_eq!(receipt.encode()[..], *data);
     }
-    let Ok(message) = FromRegistry::parse(data) else { return };
+    let Ok(message) = FromRegistry::parse(data) else {
+        return;
+    };
     let again = match &message {
         FromRegistry::Reply(reply) => serde_json::to_vec(reply),
         FromRegistry::Push(push) => serde_json::to_vec(push),
     };
     let again = again.expect("what was read can be written");
-    assert_eq!(FromRegistry::parse(&again).expect("what was written can be read"), message);
+    assert_eq!(
+        FromRegistry::parse(&again).expect("what was written can be read"),
+        message
+    );
 }
 
 // ---- frames ------------------------------------------------------------------------------------
