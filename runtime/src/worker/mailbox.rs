@@ -216,7 +216,7 @@ impl WorkerHandle {
 
     /// Waits for the thread to end.
     pub fn join(self) {
-        // A worker that panicked has said so on stderr, and control sees its silence.
+        // A worker that panicked has reported that it stopped.
         let _ = self.thread.join();
     }
 }
