@@ -53,7 +53,11 @@ impl Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (high, low) = (self.node.0 >> 16, self.node.0 & 0xFFFF);
-        write!(f, "{}:{:04X}.{high:04X}.{low:04X}", self.network, self.network)
+        write!(
+            f,
+            "{}:{:04X}.{high:04X}.{low:04X}",
+            self.network, self.network
+        )
     }
 }
 
@@ -75,9 +79,15 @@ impl FromStr for Address {
         }
         let [hex, high, low] = values;
         if hex != network && hex != 0 {
-            return Err(AddressFault::NetworkMismatch { decimal: network, hex });
+            return Err(AddressFault::NetworkMismatch {
+                decimal: network,
+                hex,
+            });
         }
-        Ok(Address { network, node: NodeId(u32::from(high) << 16 | u32::from(low)) })
+        Ok(Address {
+            network,
+            node: NodeId(u32::from(high) << 16 | u32::from(low)),
+        })
     }
 }
 
@@ -106,7 +116,10 @@ impl FromStr for SocketAddress {
             return Err(AddressFault::NoPort);
         }
         let address = address.parse()?;
-        Ok(SocketAddress { address, port: decimal_u16(port).ok_or(AddressFault::BadPort)? })
+        Ok(SocketAddress {
+            address,
+            port: decimal_u16(port).ok_or(AddressFault::BadPort)?,
+        })
     }
 }
 
@@ -120,7 +133,9 @@ macro_rules! serde_as_text {
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+                String::deserialize(deserializer)?
+                    .parse()
+                    .map_err(serde::de::Error::custom)
             }
         }
     };
@@ -168,7 +183,10 @@ impl fmt::Display for AddressFault {
                 write!(f, "group {position} is not four hexadecimal digits")?;
             }
             AddressFault::NetworkMismatch { decimal, hex } => {
-                write!(f, "network {decimal} before ':' but {hex:04X} ({hex}) after it")?;
+                write!(
+                    f,
+                    "network {decimal} before ':' but {hex:04X} ({hex}) after it"
+                )?;
             }
             AddressFault::NoPort => f.write_str("no ':' and port after the address")?,
             AddressFault::BadPort => {
@@ -183,7 +201,10 @@ impl std::error::Error for AddressFault {}
 
 /// Digits only: `u16::from_str` would take a sign.
 fn decimal_u16(text: &str) -> Option<u16> {
-    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+    text.bytes()
+        .all(|byte| byte.is_ascii_digit())
+        .then(|| text.parse().ok())
+        .flatten()
 }
 
 /// Exactly four hex digits: `from_str_radix` would take a sign and fewer.
@@ -200,12 +221,18 @@ mod tests {
 
     #[test]
     fn both_text_forms_are_read_and_the_full_one_is_written() {
-        let address = Address { network: 1, node: NodeId(0x0042_00C7) };
+        let address = Address {
+            network: 1,
+            node: NodeId(0x0042_00C7),
+        };
         assert_eq!(address.to_string(), "1:0001.0042.00C7");
         for text in ["1:0001.0042.00C7", "1:0001.0042.00c7", "1:0000.0042.00C7"] {
             assert_eq!(text.parse(), Ok(address), "{text}");
         }
-        let port = SocketAddress { address, port: 1_001 };
+        let port = SocketAddress {
+            address,
+            port: 1_001,
+        };
         assert_eq!(port.to_string(), "1:0001.0042.00C7:1001");
         assert_eq!("1:0000.0042.00C7:1001".parse(), Ok(port));
         assert_eq!(address.to_bytes(), [0, 1, 0, 0x42, 0, 0xC7]);
@@ -241,7 +268,11 @@ mod tests {
         ] {
             let result = text.parse::<SocketAddress>();
             // A missing port leaves groups where a port should be.
-            let expected = if text == "0:0000.0000.0001" { Err(NoPort) } else { Err(fault) };
+            let expected = if text == "0:0000.0000.0001" {
+                Err(NoPort)
+            } else {
+                Err(fault)
+            };
             assert_eq!(result, expected, "{text:?}");
         }
         assert!(GroupCount.to_string().contains("three groups"));
@@ -249,10 +280,16 @@ mod tests {
 
     #[test]
     fn serde_uses_the_text() {
-        let address = Address { network: 7, node: NodeId(0xABCD) };
+        let address = Address {
+            network: 7,
+            node: NodeId(0xABCD),
+        };
         let json = serde_json::to_string(&address).expect("text");
         assert_eq!(json, "\"7:0007.0000.ABCD\"");
-        assert_eq!(serde_json::from_str::<Address>(&json).expect("own text"), address);
+        assert_eq!(
+            serde_json::from_str::<Address>(&json).expect("own text"),
+            address
+        );
         assert!(serde_json::from_str::<SocketAddress>("\"7\"").is_err());
     }
 

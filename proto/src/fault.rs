@@ -1,6 +1,7 @@
 //! Why something was dropped: one closed list, shared by counters, logs and tests.
 //!
-//! The law of conservation: datagrams received = datagrams delivered + sum over [`DropReason`].
+//! The law of conservation: datagrams received = delivered + handled by the tunnel + dropped, each
+//! drop under one [`DropReason`].
 //! Frames have their own law: frames parsed = frames acted on + sum of the frame reasons.
 
 /// Declares the enum, its names and the array of all its members together, so that a reason
@@ -84,7 +85,7 @@ reasons! {
         // Room 4, frames.
         /// The payload is no frame train of ours, or of another version.
         BadTrain => "bad_train",
-        /// A frame header that runs past the end of its train, or with reserved bits set.
+        /// A frame header that runs past the end of its train, or contents that its kind forbids.
         BadFrame => "bad_frame",
         /// A frame kind that this version does not know.
         UnknownFrame => "unknown_frame",
@@ -99,6 +100,8 @@ reasons! {
         /// The same frame again; it was answered again where an answer is owed.
         Duplicate => "duplicate",
         // Local pressure.
+        /// A part of a long payload or result for which there is no memory now; it comes again.
+        MemoryLimit => "memory_limit",
         /// No send buffer was free; the peer will ask again.
         NoSendBuffer => "no_send_buffer",
         /// The mailbox to the control thread was full.

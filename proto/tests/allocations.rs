@@ -1,6 +1,9 @@
 //! Receiving and sealing packets allocates nothing.
 
-#![allow(unsafe_code, reason = "a global allocator that counts is an unsafe trait")]
+#![allow(
+    unsafe_code,
+    reason = "a global allocator that counts is an unsafe trait"
+)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -88,7 +91,9 @@ fn a_packet_costs_no_allocation_either_way() {
         window: 0,
     };
     let mut one_way = || {
-        let length = ours.seal(tunnel, now, &packet, &mut space, 1_000).expect("up");
+        let length = ours
+            .seal(tunnel, now, &packet, &mut space, 1_000)
+            .expect("up");
         let received = theirs.receive(now, our_address, &mut space[..length], &mut lend);
         assert!(matches!(received, Received::Packet(opened) if opened.payload.len() == 1_000));
         let again = theirs.receive(now, our_address, &mut space[..length], &mut lend);

@@ -68,47 +68,9 @@ pub fn query(
             Ok(json!({"type": "heartbeat_ok", "time": at_ms / 1_000}))
         }
         Ask::Lookup(node) => Ok(lookup(*node, directory.node(*node)?)),
-        Ask::Resolve { node, proof } => {
-            verify(state, proof)?;
-            let target = directory.node(*node)?;
-            if !may_see(state, *node, proof.node, at_ms) {
-                return Err(Refused::new(
-                    Why::Private,
-                    format!(
-                        "resolve denied: node {node} is private (establish mutual trust first)"
-                    ),
-                ));
-            }
-            let key_age_ms = at_ms.saturating_sub(target.key_set_at_ms);
-            let mut reply = json!({
-                "type": "resolve_ok",
-                "node_id": node,
-                "real_addr": target.endpoint,
-                "key_age_days": key_age_ms / 86_400_000,
-            });
-            if !target.lan_addrs.is_empty() {
-                reply["lan_addrs"] = json!(target.lan_addrs);
-            }
-            if target.relay_only {
-                reply["relay_only"] = json!(true);
-            }
-            Ok(reply)
-        }
+        Ask::Resolve { node, proof } => resolve(state, *node, proof, at_ms),
         Ask::ResolveHostname { hostname, requester } => {
-            let unknown =
-                || Refused::new(Why::NotFound, format!("hostname {hostname:?} not found"));
-            let id = directory.by_hostname(hostname).ok_or_else(unknown)?;
-            // Daemons do not say who asks; who does is held to what it may see.
-            if requester.is_some_and(|requester| !may_see(state, id, requester, at_ms)) {
-                return Err(unknown());
-            }
-            Ok(json!({
-                "type": "resolve_hostname_ok",
-                "node_id": id,
-                "address": address_text(id),
-                "public": directory.node(id)?.public,
-                "hostname": hostname,
-            }))
+            resolve_hostname(state, hostname, *requester, at_ms)
         }
         Ask::Punch { node_a, node_b, proof } => punch(state, *node_a, *node_b, proof, at_ms),
         Ask::AuthorizeTaskSubmit { submitter, receiver, min_polo, proof } => {
@@ -145,6 +107,52 @@ pub fn query(
             unreachable!("changes go through the log")
         }
     }
+}
+
+fn resolve(state: &State, node: NodeId, proof: &Proof, at_ms: u64) -> Result<Value, Refused> {
+    verify(state, proof)?;
+    let target = state.directory().node(node)?;
+    if !may_see(state, node, proof.node, at_ms) {
+        return Err(Refused::new(
+            Why::Private,
+            format!("resolve denied: node {node} is private (establish mutual trust first)"),
+        ));
+    }
+    let key_age_ms = at_ms.saturating_sub(target.key_set_at_ms);
+    let mut reply = json!({
+        "type": "resolve_ok",
+        "node_id": node,
+        "real_addr": target.endpoint,
+        "key_age_days": key_age_ms / 86_400_000,
+    });
+    if !target.lan_addrs.is_empty() {
+        reply["lan_addrs"] = json!(target.lan_addrs);
+    }
+    if target.relay_only {
+        reply["relay_only"] = json!(true);
+    }
+    Ok(reply)
+}
+
+fn resolve_hostname(
+    state: &State,
+    hostname: &str,
+    requester: Option<NodeId>,
+    at_ms: u64,
+) -> Result<Value, Refused> {
+    let unknown = || Refused::new(Why::NotFound, format!("hostname {hostname:?} not found"));
+    let id = state.directory().by_hostname(hostname).ok_or_else(unknown)?;
+    // Daemons do not say who asks; who does is held to what it may see.
+    if requester.is_some_and(|requester| !may_see(state, id, requester, at_ms)) {
+        return Err(unknown());
+    }
+    Ok(json!({
+        "type": "resolve_hostname_ok",
+        "node_id": id,
+        "address": address_text(id),
+        "public": state.directory().node(id)?.public,
+        "hostname": hostname,
+    }))
 }
 
 fn lookup(id: NodeId, node: &Node) -> Value {

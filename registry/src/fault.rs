@@ -1,8 +1,8 @@
 //! What happened, by name: one closed list of counters shared by metrics, logs and tests.
 //!
-//! Two laws hold whenever nothing is in flight. Messages: `messages_received` = `requests_answered`
-//! + `requests_refused` + the message faults. Beacon: `beacon_received` = `beacon_answered` + the
-//! beacon faults.
+//! Two laws hold whenever nothing is in flight. Every message has one end: `messages_received` is
+//! the sum of `requests_answered`, `requests_refused` and the message faults. Every datagram too:
+//! `beacon_received` is the sum of `beacon_answered` and the beacon faults.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::collections::BTreeMap;

@@ -5,6 +5,7 @@
 //! the next turn commits them together. The only clock of the crate is read here.
 
 use core::time::Duration;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -212,7 +213,14 @@ fn spawn(
         .map_err(RegistryError::Thread)?;
     thread::Builder::new()
         .name(name.to_owned())
-        .spawn(move || work(runtime))
+        .spawn(move || {
+            if catch_unwind(AssertUnwindSafe(|| work(runtime))).is_err() {
+                // Half a registry would take connections and answer nobody: its supervisor starts
+                // a whole one, which recovers from the log.
+                tracing::error!("a bug stopped the registry; its message is on standard error");
+                std::process::abort();
+            }
+        })
         .map_err(RegistryError::Thread)
 }
 

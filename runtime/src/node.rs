@@ -160,7 +160,7 @@ pub enum EngageOutcome {
     Settled,
     /// Every task has an answer; the last receipt waits in the spool because the registry is away.
     Spooled,
-    /// The registry refused the offer.
+    /// The registry refused the offer or, after the work, its last receipt.
     Refused(Refusal),
     /// Nobody took it in time; it cost polo: before and after.
     Expired {

@@ -15,7 +15,7 @@ use crate::frame::Head;
 use crate::frame::kind::{PART_LEN, PartHeader};
 use crate::wire::limits::TASK_LEN_MAX;
 
-/// Parts that may be on their way: about 83 KiB.
+/// Parts that may be on their way: about 81 KiB.
 pub const WINDOW_PARTS: usize = 64;
 /// The receiver acknowledges at least this often.
 pub const ACK_EVERY: u32 = 16;

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use crate::engagement::job::{Answer, Job, Next, Refused, Timing, Verdict};
 use crate::engagement::parts::{Part, PartsIn, PartsOut};
 use crate::engagement::rtt::Rtt;
-use crate::engagement::serving::next_generation;
+use crate::engagement::serving::{RECEIVING_BYTES_MAX, next_generation};
 use crate::engagement::{FrameSink, Totals};
 use crate::fault::DropReason;
 use crate::frame::duration16;
@@ -37,7 +37,7 @@ const WINDOW_MIN: u32 = 4;
 const VERDICT_DELAY: Duration = Duration::from_millis(20);
 /// A task that is known to run is asked after this seldom.
 const WORKING_PROBE: Duration = Duration::from_millis(500);
-/// Silence after which the other end counts as lost, once a task has been repeated this often.
+/// Silence after which the other end counts as lost while a task is owed an answer.
 const LOST_AFTER: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +113,8 @@ pub struct Requesting {
     ended: bool,
     /// Slots whose long tasks have parts to send.
     sending: Vec<u16>,
+    /// Bytes reserved for long results that arrive.
+    receiving: usize,
     /// Free slots that owe a verdict, and since when.
     verdicts_owed: u32,
     verdicts_due: Time,
@@ -136,6 +138,7 @@ impl Requesting {
             outstanding: 0,
             ended: false,
             sending: Vec::new(),
+            receiving: 0,
             verdicts_owed: 0,
             verdicts_due: Time::NEVER,
             rtt: Rtt::default(),
@@ -270,6 +273,10 @@ impl Requesting {
         slot.token = token;
         slot.first_sent = now;
         slot.due = now + self.rtt.timeout();
+        if self.outstanding == 0 {
+            // Nobody owed us a word until now.
+            self.last_heard = now;
+        }
         self.outstanding += 1;
         self.totals.tasks += 1;
         let task = TaskId { slot: index, generation: slot.generation };
@@ -373,7 +380,15 @@ impl Requesting {
         let part = Part::parse(frame.payload, frame.auxiliary)?;
         let slot = &mut self.slots[usize::from(frame.task.slot)];
         slot.due = now + self.rtt.timeout();
-        let parts = slot.parts_in.get_or_insert_with(|| PartsIn::new(&part));
+        if slot.parts_in.is_none() && self.receiving + part.total > RECEIVING_BYTES_MAX {
+            // The worker keeps it and is asked again.
+            return Err(DropReason::MemoryLimit);
+        }
+        let receiving = &mut self.receiving;
+        let parts = slot.parts_in.get_or_insert_with(|| {
+            *receiving += part.total;
+            PartsIn::new(&part)
+        });
         let taken = parts.take(&part);
         if let Some(offset) = parts.ack_due() {
             sink.send(Head::task(Kind::PartAck, self.channel, frame.task, offset), &[]);
@@ -383,6 +398,7 @@ impl Requesting {
             return Ok(Progressed::Noted);
         }
         let parts = slot.parts_in.take().expect("borrowed above");
+        self.receiving -= parts.len();
         let detail = parts.detail();
         let bytes = parts.into_bytes();
         Ok(self.finish(now, frame.task, detail, Answer::Done(&bytes), job))
@@ -435,7 +451,9 @@ impl Requesting {
         let verdict = job.answer(slot.token, answer, Timing { round_trip_ns, busy_ns });
         slot.prior = 0;
         slot.long = None;
-        slot.parts_in = None;
+        if let Some(parts) = slot.parts_in.take() {
+            self.receiving -= parts.len();
+        }
         match answer {
             Answer::Done(_) => {
                 self.totals.done += 1;
@@ -497,7 +515,8 @@ impl Requesting {
             slot.state = SlotState::Outstanding;
             slot.working = false;
             slot.pieces = 0;
-            slot.sends = 0;
+            // Its round trip holds the wait, and is no sample of the path.
+            slot.sends = 1;
             if let Some(long) = &mut slot.long {
                 long.parts = PartsOut::new(long.payload.len());
             }
@@ -567,11 +586,6 @@ impl Requesting {
         self.outstanding = 0;
         self.next_scan = Time::NEVER;
         self.verdicts_due = Time::NEVER;
-    }
-
-    /// Anything at all came from the worker.
-    pub fn heard(&mut self, now: Time) {
-        self.last_heard = now;
     }
 }
 

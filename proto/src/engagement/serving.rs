@@ -3,7 +3,7 @@
 //! | slot state | TASK of its generation | TASK of the next | TASK of an older | anything else |
 //! |---|---|---|---|---|
 //! | free | stale | run | stale | out of order |
-//! | receiving parts | PART_ACK | out of order | stale | out of order |
+//! | receiving parts | out of order; of a part, PART_ACK | out of order | stale | out of order |
 //! | running | WORKING | out of order | stale | out of order |
 //! | answered | the answer again | run, frees the answer | stale | out of order |
 //!
@@ -70,18 +70,23 @@ impl Slot {
 
     /// Drops what was kept for the last task. A long answer gives its memory back, a short one keeps
     /// it for the next.
-    fn forget(&mut self) {
+    /// Returns how many bytes of a long answer that was.
+    fn forget(&mut self) -> usize {
+        let kept = if self.parts_out.take().is_some() { self.answer.len() } else { 0 };
         if self.answer.capacity() > FRAME_PAYLOAD_MAX {
             self.answer = Vec::new();
         }
         self.answer.clear();
-        self.parts_out = None;
         self.pieces.clear();
+        kept
     }
 }
 
 /// Bytes that the long tasks of one channel may hold while they arrive.
 pub const RECEIVING_BYTES_MAX: usize = 64 << 20;
+/// Bytes of long answers that a channel keeps before it takes no more tasks: one answer more than
+/// this at the most.
+pub const KEPT_BYTES_MAX: usize = 64 << 20;
 /// Pieces of progress of one task.
 pub const PIECES_MAX: usize = 255;
 
@@ -144,6 +149,8 @@ pub struct Serving {
     receiving: usize,
     /// Slots whose long answers have parts to send.
     sending: Vec<u16>,
+    /// Bytes of the long answers that are kept.
+    kept: usize,
     covered: u64,
     draining: bool,
     totals: Totals,
@@ -161,6 +168,7 @@ impl Serving {
             running: 0,
             receiving: 0,
             sending: Vec::new(),
+            kept: 0,
             covered: 0,
             draining: false,
             totals: Totals::default(),
@@ -241,7 +249,7 @@ impl Serving {
     fn enter(&mut self, frame: &Frame<'_>, state: SlotState) {
         self.judge(frame.task.slot, frame.flags);
         let slot = &mut self.slots[usize::from(frame.task.slot)];
-        slot.forget();
+        self.kept -= slot.forget();
         slot.generation = frame.task.generation;
         slot.state = state;
         self.running += u32::from(state == SlotState::Running);
@@ -323,6 +331,8 @@ impl Serving {
             Some((RefusalCode::GrantEnded, 0))
         } else if self.answers() >= self.covered.saturating_add(self.limits.unsigned_max) {
             Some((RefusalCode::ReceiptDue, RETRY_AFTER_US))
+        } else if self.kept > KEPT_BYTES_MAX {
+            Some((RefusalCode::Busy, RETRY_AFTER_US))
         } else {
             None
         }
@@ -390,7 +400,7 @@ impl Serving {
             return Err(DropReason::OutOfOrder);
         }
         slot.state = SlotState::Free;
-        slot.forget();
+        self.kept -= slot.forget();
         let flags = if frame.auxiliary == 0 { PRIOR_ACCEPTED } else { PRIOR_REJECTED };
         self.judge(frame.task.slot, flags);
         Ok(())
@@ -464,6 +474,7 @@ impl Serving {
         self.keep(task, Kind::ResultPart, 0, auxiliary, &[]);
         let slot = &mut self.slots[usize::from(task.slot)];
         slot.parts_out = Some(PartsOut::new(answer.len()));
+        self.kept += answer.len();
         slot.answer = answer;
         self.sending.push(task.slot);
         self.pump_parts(sink, FIRST_PARTS);

@@ -16,7 +16,8 @@ pub enum Kind {
     /// Requester: a task. Time it may wait, in microseconds; 0 for any. The payload.
     /// Flags: [`PRIOR_ACCEPTED`], [`PRIOR_REJECTED`].
     Task = 5,
-    /// Worker: a result. Two [`super::duration16`]: handler time, waiting time. The result.
+    /// Worker: a result. Flags: how many pieces of progress came before it. Two
+    /// [`super::duration16`]: handler time, waiting time. The result.
     Result = 6,
     /// Worker: the handler failed. As RESULT. Why, in UTF-8.
     Failed = 7,

@@ -2,7 +2,7 @@
 //!
 //! Counters are cumulative, `k` counts the receipts of an engagement from 1, and each names the
 //! hash of its predecessor. The state that an engagement settles to is its receipt with the
-//! greatest `k`, whatever was lost, repeated or reordered on the way. Layout (228 bytes), after the
+//! greatest `k`, whatever was lost, repeated or reordered on the way. Layout (220 bytes), after the
 //! domain string `ramjet receipt 1\0` which is signed but not sent:
 //!
 //! ```text

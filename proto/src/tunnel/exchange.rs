@@ -59,8 +59,16 @@ impl Exchange {
     /// An exchange whose first step is due at once; an answer has been sent once already.
     pub(super) fn new(purpose: Purpose, now: Time) -> Self {
         match purpose {
-            Purpose::Dial | Purpose::Rotate => Exchange { purpose, next_at: now, steps: 0 },
-            Purpose::Answer => Exchange { purpose, next_at: now + ANSWER_PAUSE, steps: 0 },
+            Purpose::Dial | Purpose::Rotate => Exchange {
+                purpose,
+                next_at: now,
+                steps: 0,
+            },
+            Purpose::Answer => Exchange {
+                purpose,
+                next_at: now + ANSWER_PAUSE,
+                steps: 0,
+            },
         }
     }
 
@@ -69,12 +77,18 @@ impl Exchange {
         self.steps += 1;
         if self.purpose == Purpose::Answer {
             self.next_at = now + ANSWER_PAUSE;
-            return if self.steps == 1 { Step::Announce { request: true } } else { Step::Exhausted };
+            return if self.steps == 1 {
+                Step::Announce { request: true }
+            } else {
+                Step::Exhausted
+            };
         }
         let doublings = (self.steps - 1).min(16);
         self.next_at = now + (FIRST_PAUSE * (1 << doublings)).min(PAUSE_MAX);
         if self.steps <= ANNOUNCEMENTS {
-            Step::Announce { request: self.steps >= REQUESTS_FROM }
+            Step::Announce {
+                request: self.steps >= REQUESTS_FROM,
+            }
         } else if self.steps <= ANNOUNCEMENTS + NUDGES {
             Step::Nudge
         } else {
@@ -100,7 +114,9 @@ mod tests {
         }
         assert_eq!(
             times_ms,
-            [0, 100, 300, 700, 1_500, 3_100, 6_300, 10_300, 14_300, 18_300, 22_300]
+            [
+                0, 100, 300, 700, 1_500, 3_100, 6_300, 10_300, 14_300, 18_300, 22_300
+            ]
         );
     }
 
@@ -108,7 +124,10 @@ mod tests {
     fn an_answer_is_repeated_once() {
         let mut exchange = Exchange::new(Purpose::Answer, Time::ZERO);
         assert_eq!(exchange.next_at, Time::ZERO + ANSWER_PAUSE);
-        assert_eq!(exchange.step(exchange.next_at), Step::Announce { request: true });
+        assert_eq!(
+            exchange.step(exchange.next_at),
+            Step::Announce { request: true }
+        );
         assert_eq!(exchange.step(exchange.next_at), Step::Exhausted);
     }
 }

@@ -32,16 +32,13 @@ pub(super) struct LocalKey {
 }
 
 impl LocalKey {
-    pub(super) fn new(
-        identity: &Identity,
-        ours: NodeId,
-        now: Time,
-        entropy: Entropy<'_>,
-    ) -> Self {
+    pub(super) fn new(identity: &Identity, ours: NodeId, now: Time, entropy: Entropy<'_>) -> Self {
         let mut seed = [0; 32];
         entropy(&mut seed);
         let private = PrivateKey::from_private_key(&X25519, &seed).expect("any 32 bytes are a key");
-        let public = private.compute_public_key().expect("every private key has a public one");
+        let public = private
+            .compute_public_key()
+            .expect("every private key has a public one");
         let mut key = [0; 32];
         key.copy_from_slice(public.as_ref());
         let announcement = Announcement {
@@ -50,7 +47,12 @@ impl LocalKey {
             identity: identity.public().0,
             signature: identity.sign(&signed_bytes(ours, &key)),
         };
-        LocalKey { private, announcement, counter: NonceCounter::default(), since: now }
+        LocalKey {
+            private,
+            announcement,
+            counter: NonceCounter::default(),
+            since: now,
+        }
     }
 
     /// The announcement, a whole datagram.

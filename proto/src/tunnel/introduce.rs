@@ -64,14 +64,21 @@ impl Tunnels {
             return;
         };
         if let Some(handle) = self.table.find(node) {
-            let peer = self.table.tunnel_mut(handle).expect("the index knows only tunnels");
+            let peer = self
+                .table
+                .tunnel_mut(handle)
+                .expect("the index knows only tunnels");
             peer.identity = Some(key);
             peer.asks = 0;
             let stale = peer.live.is_none() || now.since(peer.heard_at) >= STALE_ENDPOINT_AFTER;
             if stale && endpoint.is_some() {
                 peer.endpoint = endpoint;
             }
-            if peer.wanted && !peer.exchange.is_some_and(|open| open.purpose == Purpose::Dial) {
+            if peer.wanted
+                && !peer
+                    .exchange
+                    .is_some_and(|open| open.purpose == Purpose::Dial)
+            {
                 peer.exchange = Some(Exchange::new(Purpose::Dial, now));
             }
             self.serve(handle, now, &mut *entropy);
@@ -105,13 +112,19 @@ impl Tunnels {
         if !self.sources.take(source, node, now) {
             return Received::Dropped(DropReason::KeyExchangeLimited);
         }
-        let known = self.table.find(node).and_then(|handle| self.table.tunnel(handle)?.identity);
+        let known = self
+            .table
+            .find(node)
+            .and_then(|handle| self.table.tunnel(handle)?.identity);
         let Some(identity) = known else {
             return self.introduced(node, source, Some(*announcement), now);
         };
         if announcement.identity != identity.0 {
             // The node may have changed its key at the registry: ask, and refuse until told.
-            if self.introduce(node, source, Some(*announcement), now).is_err() {
+            if self
+                .introduce(node, source, Some(*announcement), now)
+                .is_err()
+            {
                 return Received::Dropped(DropReason::KeyExchangeLimited);
             }
             return Received::Dropped(DropReason::WrongIdentity);
@@ -138,8 +151,15 @@ impl Tunnels {
         let Some(handle) = self.table.find(node) else {
             return self.introduced(node, source, None, now);
         };
-        let peer = self.table.tunnel(handle).expect("the index knows only tunnels");
-        let to = if peer.live.is_some() { peer.endpoint } else { source.or(peer.endpoint) };
+        let peer = self
+            .table
+            .tunnel(handle)
+            .expect("the index knows only tunnels");
+        let to = if peer.live.is_some() {
+            peer.endpoint
+        } else {
+            source.or(peer.endpoint)
+        };
         if self.answer(handle, to, false, now) {
             Received::Handled
         } else {
@@ -198,8 +218,14 @@ impl Tunnels {
                 peer.add_candidate(announcement.key, prefix, to, now)?;
                 // An exchange of ours has told the peer our key, or will; otherwise the peer is
                 // not to be supposed to know it.
-                let owed = match peer.exchange.get_or_insert(Exchange::new(Purpose::Answer, now)) {
-                    Exchange { purpose: Purpose::Answer, .. } => peer.may_answer_request(now),
+                let owed = match peer
+                    .exchange
+                    .get_or_insert(Exchange::new(Purpose::Answer, now))
+                {
+                    Exchange {
+                        purpose: Purpose::Answer,
+                        ..
+                    } => peer.may_answer_request(now),
                     _ => peer.may_answer(now),
                 };
                 if owed {
@@ -221,7 +247,9 @@ impl Tunnels {
         request: bool,
         now: Time,
     ) -> bool {
-        let Some(peer) = self.table.tunnel_mut(handle) else { return false };
+        let Some(peer) = self.table.tunnel_mut(handle) else {
+            return false;
+        };
         if !peer.may_answer_request(now) {
             return false;
         }
@@ -256,7 +284,11 @@ impl Tunnels {
     ) -> Result<(), DropReason> {
         let known = self.waiting.iter_mut().find(|waiting| waiting.node == node);
         if let Some(waiting) = known {
-            let pause = if waiting.unknown { UNKNOWN_FOR } else { ASK_AGAIN };
+            let pause = if waiting.unknown {
+                UNKNOWN_FOR
+            } else {
+                ASK_AGAIN
+            };
             let patient = now.since(waiting.asked_at) < pause;
             if waiting.unknown && patient {
                 return Err(DropReason::UnknownPeer);
@@ -272,7 +304,13 @@ impl Tunnels {
             }
             return Ok(());
         }
-        let waiting = Waiting { node, source, announcement, asked_at: now, unknown: false };
+        let waiting = Waiting {
+            node,
+            source,
+            announcement,
+            asked_at: now,
+            unknown: false,
+        };
         if self.waiting.len() < WAITING_MAX {
             self.waiting.push(waiting);
         } else {

@@ -42,8 +42,11 @@ impl SessionKey {
         sender: NodeId,
         text_and_tag: &'b mut [u8],
     ) -> Option<&'b mut [u8]> {
-        let (text, tag) = text_and_tag.split_at_mut_checked(text_and_tag.len().checked_sub(TAG_LEN)?)?;
-        self.0.open_in_place_separate_tag(nonce_of(nonce), aad_of(sender), tag, text).ok()
+        let (text, tag) =
+            text_and_tag.split_at_mut_checked(text_and_tag.len().checked_sub(TAG_LEN)?)?;
+        self.0
+            .open_in_place_separate_tag(nonce_of(nonce), aad_of(sender), tag, text)
+            .ok()
     }
 
     /// Decrypts into `out`, whose length is that of the plaintext, and leaves the ciphertext as it
@@ -55,8 +58,12 @@ impl SessionKey {
         text_and_tag: &[u8],
         out: &mut [u8],
     ) -> bool {
-        let Some((text, tag)) = text_and_tag.split_at_checked(out.len()) else { return false };
-        self.0.open_separate_gather(nonce_of(nonce), aad_of(sender), text, tag, out).is_ok()
+        let Some((text, tag)) = text_and_tag.split_at_checked(out.len()) else {
+            return false;
+        };
+        self.0
+            .open_separate_gather(nonce_of(nonce), aad_of(sender), text, tag, out)
+            .is_ok()
     }
 }
 
@@ -84,8 +91,17 @@ pub(super) struct NonceCounter(u64);
 impl NonceCounter {
     /// The next nonce under `prefix`.
     pub(super) fn next(&mut self, prefix: [u8; 4]) -> NonceBytes {
-        self.0 = self.0.checked_add(1).expect("rotation comes 2^36 times earlier");
+        self.0 = self
+            .0
+            .checked_add(1)
+            .expect("rotation comes 2^36 times earlier");
         (prefix, self.0)
+    }
+
+    /// A counter that has handed out `used` values.
+    #[cfg(test)]
+    pub(super) fn after(used: u64) -> Self {
+        NonceCounter(used)
     }
 
     /// How many were handed out.

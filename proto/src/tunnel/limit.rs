@@ -25,7 +25,10 @@ impl Rate {
     /// `count` a second, and `count` at once.
     pub(super) fn per_second(count: u32) -> Self {
         let count = count.max(1);
-        Rate { interval: Duration::from_secs(1) / count, burst: count }
+        Rate {
+            interval: Duration::from_secs(1) / count,
+            burst: count,
+        }
     }
 }
 
@@ -55,15 +58,26 @@ impl Bucket {
 /// can only make the limit stricter.
 const SOURCES: usize = 1_024;
 
-/// A bucket for each source of key exchanges.
+/// Key exchanges a second from everywhere, unless one source alone is allowed more: each costs a
+/// signature check of some 60 µs, so that a flood with forged sources takes an eighth of a core.
+const TOTAL_PER_SECOND: u32 = 2_000;
+
+/// A bucket for each source of key exchanges, and one for all.
 pub(super) struct SourceLimits {
     rate: Rate,
     buckets: Box<[(u64, Bucket)]>,
+    total_rate: Rate,
+    total: Bucket,
 }
 
 impl SourceLimits {
-    pub(super) fn new(rate: Rate) -> Self {
-        SourceLimits { rate, buckets: vec![(0, Bucket::default()); SOURCES].into_boxed_slice() }
+    pub(super) fn new(per_second: u32) -> Self {
+        SourceLimits {
+            rate: Rate::per_second(per_second),
+            buckets: vec![(0, Bucket::default()); SOURCES].into_boxed_slice(),
+            total_rate: Rate::per_second(per_second.max(TOTAL_PER_SECOND)),
+            total: Bucket::default(),
+        }
     }
 
     /// Whether another exchange from `source` is accepted; relayed ones count by the node they
@@ -79,7 +93,7 @@ impl SourceLimits {
         if *owner != key && bucket.is_empty(now) {
             *owner = key;
         }
-        bucket.take(self.rate, now)
+        bucket.take(self.rate, now) && self.total.take(self.total_rate, now)
     }
 }
 
@@ -108,7 +122,7 @@ mod tests {
 
     #[test]
     fn sources_have_budgets_of_their_own_and_ports_share_one() {
-        let mut limits = SourceLimits::new(Rate::per_second(2));
+        let mut limits = SourceLimits::new(2);
         let source = |text: &str| Some(text.parse().expect("address"));
         let now = Time::ZERO;
         assert!(limits.take(source("10.0.0.1:1"), NodeId(1), now));
@@ -117,5 +131,15 @@ mod tests {
         assert!(limits.take(source("10.0.0.2:1"), NodeId(1), now));
         assert!(limits.take(None, NodeId(1), now));
         assert!(limits.take(source("[2001:db8::1]:1"), NodeId(1), now));
+    }
+
+    #[test]
+    fn forged_sources_share_what_there_is_for_all() {
+        let mut limits = SourceLimits::new(50);
+        let accepted = (0..20_000_u32)
+            .map(|number| SocketAddr::from((number.wrapping_mul(2_654_435_761).to_be_bytes(), 1)))
+            .filter(|source| limits.take(Some(*source), NodeId(1), Time::ZERO))
+            .count();
+        assert_eq!(accepted, 2_000);
     }
 }

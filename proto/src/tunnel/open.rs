@@ -59,7 +59,10 @@ impl Tunnels {
             let reason = self.introduce(sealed.sender, source, None, now).err();
             return Received::Dropped(reason.unwrap_or(DropReason::NoSession));
         };
-        let peer = self.table.tunnel_mut(handle).expect("the index knows only tunnels");
+        let peer = self
+            .table
+            .tunnel_mut(handle)
+            .expect("the index knows only tunnels");
         let (place, newest) = match peer.open(&mut sealed, &mut self.scratch) {
             Ok(opened) => opened,
             Err(reason) => {
@@ -103,7 +106,10 @@ impl Tunnels {
         peer.wanted = false;
         if first {
             peer.used_at = now;
-            let event = TunnelEvent::Established { tunnel: handle, peer: peer.node };
+            let event = TunnelEvent::Established {
+                tunnel: handle,
+                peer: peer.node,
+            };
             self.events.push_back(event);
         }
         // The peer may still wait for its own confirmation.
@@ -120,13 +126,16 @@ impl Tunnels {
         source: Option<SocketAddr>,
         now: Time,
     ) {
-        let Some(peer) = self.table.tunnel_mut(handle) else { return };
+        let Some(peer) = self.table.tunnel_mut(handle) else {
+            return;
+        };
         if !matches!(reason, DropReason::BadTag | DropReason::NoSession) {
             return;
         }
         peer.failures = peer.failures.saturating_add(1);
         let silent = now.since(peer.heard_at) >= SILENCE_BEFORE_REQUEST;
-        let suspicious = peer.live.is_none() || (silent && peer.failures >= FAILURES_BEFORE_REQUEST);
+        let suspicious =
+            peer.live.is_none() || (silent && peer.failures >= FAILURES_BEFORE_REQUEST);
         if suspicious && peer.exchange.is_none() && peer.identity.is_some() {
             let to = peer.endpoint.or(source);
             self.answer(handle, to, true, now);
@@ -172,7 +181,9 @@ impl Tunnels {
             return Received::Dropped(DropReason::WrongDestination);
         }
         let peer = self.table.tunnel_mut(handle).expect("it opened a datagram");
-        peer.used_at = now;
+        if peer.note_used(now) {
+            self.wake(handle, now);
+        }
         Received::Packet(Opened {
             tunnel: handle,
             peer: sealed.sender,

@@ -29,9 +29,17 @@ impl Outbox {
     pub(super) fn new() -> Self {
         let to = SocketAddr::from(([0, 0, 0, 0], 0));
         let entries = (0..CAPACITY)
-            .map(|_| Entry { to, length: 0, bytes: [0; DATAGRAM_LEN_MAX] })
+            .map(|_| Entry {
+                to,
+                length: 0,
+                bytes: [0; DATAGRAM_LEN_MAX],
+            })
             .collect();
-        Outbox { entries, head: 0, length: 0 }
+        Outbox {
+            entries,
+            head: 0,
+            length: 0,
+        }
     }
 
     /// Whether timeouts may add more.
@@ -74,7 +82,10 @@ impl Outbox {
         out[..entry.length].copy_from_slice(&entry.bytes[..entry.length]);
         self.head = (self.head + 1) % CAPACITY;
         self.length -= 1;
-        Some(Transmit { to: entry.to, len: entry.length })
+        Some(Transmit {
+            to: entry.to,
+            len: entry.length,
+        })
     }
 }
 

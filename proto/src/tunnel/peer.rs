@@ -39,6 +39,8 @@ pub(super) const CANDIDATE_FOR: Duration = Duration::from_secs(10);
 pub(super) const ROTATE_PACKETS: u64 = 1 << 28;
 /// Age of one key of ours.
 pub(super) const ROTATE_AFTER: Duration = Duration::from_secs(2 * 60 * 60);
+/// A tunnel without packets of the caller for this long may have no deadline but its rotation.
+pub(super) const IDLE_AFTER: Duration = Duration::from_secs(20);
 /// Announcements that one peer can draw from us beyond our own schedule.
 const ANSWERS: Rate = Rate::new(Duration::from_secs(1), 4);
 /// An announcement this fresh need not be repeated for an answer.
@@ -164,11 +166,15 @@ impl Tunnel {
         sealed: &mut Sealed<'_>,
         scratch: &mut [u8],
     ) -> Result<(Place, bool), DropReason> {
-        for (place, session) in
-            [(Place::Live, &mut self.live), (Place::Previous, &mut self.previous)]
-        {
+        for (place, session) in [
+            (Place::Live, &mut self.live),
+            (Place::Previous, &mut self.previous),
+        ] {
             let Some(session) = session else { continue };
-            let known = session.windows.iter_mut().find(|(prefix, _)| *prefix == sealed.prefix);
+            let known = session
+                .windows
+                .iter_mut()
+                .find(|(prefix, _)| *prefix == sealed.prefix);
             if let Some((prefix, window)) = known {
                 window.check(sealed.counter)?;
                 let nonce = (*prefix, sealed.counter);
@@ -188,7 +194,11 @@ impl Tunnel {
         scratch: &mut [u8],
     ) -> Result<(Place, bool), DropReason> {
         let nonce = (sealed.prefix, sealed.counter);
-        let length = sealed.body.len().checked_sub(TAG_LEN).ok_or(DropReason::TooShort)?;
+        let length = sealed
+            .body
+            .len()
+            .checked_sub(TAG_LEN)
+            .ok_or(DropReason::TooShort)?;
         let plaintext = scratch.get_mut(..length).ok_or(DropReason::TooLong)?;
         let [first, second] = &mut self.candidates;
         let mut any = false;
@@ -201,7 +211,10 @@ impl Tunnel {
         ] {
             let Some(session) = session else { continue };
             any = true;
-            if !session.key.open_apart(nonce, sealed.sender, sealed.body, plaintext) {
+            if !session
+                .key
+                .open_apart(nonce, sealed.sender, sealed.body, plaintext)
+            {
                 continue;
             }
             // The peer counts anew under another prefix, again and again: without a window for
@@ -218,7 +231,11 @@ impl Tunnel {
             self.must_rotate |= session.prefix == sealed.prefix;
             return Ok((place, newest));
         }
-        Err(if any { DropReason::BadTag } else { DropReason::NoSession })
+        Err(if any {
+            DropReason::BadTag
+        } else {
+            DropReason::NoSession
+        })
     }
 
     /// Makes the session at `place` the live one; answers whether there was none before.
@@ -245,7 +262,9 @@ impl Tunnel {
         }
         session.of_next = false;
         let remote = session.remote;
-        let Some(mut old) = self.live.replace(session) else { return true };
+        let Some(mut old) = self.live.replace(session) else {
+            return true;
+        };
         if old.remote != remote {
             self.retire(old.remote);
         }
@@ -267,7 +286,9 @@ impl Tunnel {
     /// What is known of a key that the peer announces.
     pub(super) fn known(&self, remote: &[u8; 32]) -> Known {
         let uses = |session: &Option<Box<Session>>| {
-            session.as_ref().is_some_and(|session| session.remote == *remote)
+            session
+                .as_ref()
+                .is_some_and(|session| session.remote == *remote)
         };
         if self.retired.contains(remote) {
             Known::Retired
@@ -293,7 +314,10 @@ impl Tunnel {
         now: Time,
     ) -> Result<(), DropReason> {
         let session = Session {
-            key: self.announced().session_key(&remote).ok_or(DropReason::BadSignature)?,
+            key: self
+                .announced()
+                .session_key(&remote)
+                .ok_or(DropReason::BadSignature)?,
             prefix,
             remote,
             endpoint,
@@ -303,7 +327,11 @@ impl Tunnel {
         };
         let [first, second] = &mut self.candidates;
         let since = |session: &Option<Box<Session>>| session.as_ref().map(|session| session.since);
-        let place = if since(first) <= since(second) { first } else { second };
+        let place = if since(first) <= since(second) {
+            first
+        } else {
+            second
+        };
         *place = Some(Box::new(session));
         Ok(())
     }
@@ -315,9 +343,7 @@ impl Tunnel {
             || self.next.is_some()
             || self.local.counter.used() >= ROTATE_PACKETS
             || now.since(self.local.since) >= ROTATE_AFTER;
-        worn && now >= self.rotate_at
-            && self.live.is_some()
-            && self.is_quiet()
+        worn && now >= self.rotate_at && self.live.is_some() && self.is_quiet()
     }
 
     /// No key exchange is under way.
@@ -359,7 +385,9 @@ impl Tunnel {
 
     /// Whether another announcement may be sent for an answer to an announcement.
     pub(super) fn may_answer(&mut self, now: Time) -> bool {
-        let fresh = self.announced_at.is_some_and(|at| now.since(at) < ANSWER_SPACING);
+        let fresh = self
+            .announced_at
+            .is_some_and(|at| now.since(at) < ANSWER_SPACING);
         !fresh && self.may_answer_request(now)
     }
 
@@ -387,13 +415,18 @@ impl Tunnel {
             // Superseded: the peer may have forgotten it.
             Place::Previous => None,
         }?;
-        let ours = if session.of_next { self.next.as_mut()? } else { &mut self.local };
+        let ours = if session.of_next {
+            self.next.as_mut()?
+        } else {
+            &mut self.local
+        };
         Some((session, &mut ours.counter))
     }
 
     /// Drops what has waited too long.
     pub(super) fn expire(&mut self, now: Time) {
-        self.previous.take_if(|session| now.since(session.since) >= PREVIOUS_FOR);
+        self.previous
+            .take_if(|session| now.since(session.since) >= PREVIOUS_FOR);
         for candidate in &mut self.candidates {
             candidate.take_if(|session| now.since(session.since) >= CANDIDATE_FOR);
         }
@@ -407,6 +440,14 @@ impl Tunnel {
             || self.candidates.iter().any(Option::is_some)
     }
 
+    /// Notes that a packet of the caller passes; answers whether the tunnel had been idle, so that
+    /// its deadlines are to be reckoned anew.
+    pub(super) fn note_used(&mut self, now: Time) -> bool {
+        let idle = now.since(self.used_at) >= IDLE_AFTER;
+        self.used_at = now;
+        idle
+    }
+
     /// Whether a packet just made a rotation due.
     pub(super) fn is_worn(&self, now: Time) -> bool {
         (self.must_rotate || self.local.counter.used() >= ROTATE_PACKETS) && self.rotation_due(now)
@@ -415,7 +456,116 @@ impl Tunnel {
     /// When our key will have served its time.
     pub(super) fn rotation_at(&self) -> Option<Time> {
         let worn = self.must_rotate || self.next.is_some();
-        let at = if worn { self.rotate_at } else { self.local.since + ROTATE_AFTER };
+        let at = if worn {
+            self.rotate_at
+        } else {
+            self.local.since + ROTATE_AFTER
+        };
         (self.live.is_some() && self.is_quiet()).then(|| at.max(self.rotate_at))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::Identity;
+
+    fn local(seed: u8, now: Time) -> LocalKey {
+        LocalKey::new(
+            &Identity::from_seed([1; 32]),
+            NodeId(1),
+            now,
+            &mut |space| space.fill(seed),
+        )
+    }
+
+    fn public(seed: u8) -> [u8; 32] {
+        let bytes = local(seed, Time::ZERO).announcement();
+        bytes[8..40].try_into().expect("32 bytes")
+    }
+
+    /// A tunnel whose peer has confirmed the key made of `seed`.
+    fn live(seed: u8) -> Tunnel {
+        let mut tunnel = Tunnel::new(NodeId(2), local(100, Time::ZERO), Time::ZERO);
+        confirm(&mut tunnel, seed);
+        tunnel
+    }
+
+    fn confirm(tunnel: &mut Tunnel, seed: u8) {
+        assert_eq!(tunnel.known(&public(seed)), Known::New);
+        tunnel
+            .add_candidate(public(seed), [seed; 4], None, Time::ZERO)
+            .expect("a sound key");
+        assert_eq!(tunnel.known(&public(seed)), Known::Candidate);
+        tunnel.confirm(Place::Candidate(0), Time::ZERO);
+        assert_eq!(tunnel.known(&public(seed)), Known::Live);
+    }
+
+    #[test]
+    fn a_key_is_worn_by_packets_and_by_age() {
+        let mut tunnel = live(1);
+        assert!(!tunnel.rotation_due(Time::ZERO));
+        tunnel.local.counter = NonceCounter::after(ROTATE_PACKETS - 1);
+        assert!(!tunnel.is_worn(Time::ZERO));
+        let (session, counter) = tunnel.sealing(Place::Live).expect("live");
+        counter.next(session.prefix);
+        assert!(tunnel.is_worn(Time::ZERO));
+
+        let old = live(1);
+        assert!(!old.rotation_due(Time::ZERO + ROTATE_AFTER / 2));
+        assert!(old.rotation_due(Time::ZERO + ROTATE_AFTER));
+        assert_eq!(old.rotation_at(), Some(Time::ZERO + ROTATE_AFTER));
+    }
+
+    #[test]
+    fn a_rotation_is_confirmed_under_the_same_key_of_the_peer() {
+        let mut tunnel = live(1);
+        let before = tunnel.announced().announcement();
+        tunnel.rotate(|| (local(101, Time::ZERO), [7; 4]), Time::ZERO);
+        assert_ne!(tunnel.announced().announcement(), before);
+        assert!(
+            !tunnel.rotation_due(Time::ZERO + ROTATE_AFTER),
+            "one at a time"
+        );
+        assert!(!tunnel.confirm(Place::Rotating, Time::ZERO));
+        assert_eq!(tunnel.known(&public(1)), Known::Live);
+        assert_eq!(tunnel.sealing(Place::Live).expect("live").1.used(), 0);
+        assert!(tunnel.sealing(Place::Previous).is_none());
+        assert!(tunnel.previous.is_some());
+        tunnel.expire(Time::ZERO + PREVIOUS_FOR);
+        assert!(tunnel.previous.is_none());
+    }
+
+    #[test]
+    fn a_superseded_key_of_the_peer_never_comes_back() {
+        let mut tunnel = live(1);
+        for seed in 2..8 {
+            confirm(&mut tunnel, seed);
+            for retired in 1..seed {
+                assert_eq!(tunnel.known(&public(retired)), Known::Retired);
+            }
+            assert!(!tunnel.rotation_due(Time::ZERO));
+        }
+        // The list is full at eight: our key goes before one of them is forgotten.
+        confirm(&mut tunnel, 8);
+        confirm(&mut tunnel, 9);
+        assert!(tunnel.rotation_due(Time::ZERO));
+        assert_eq!(tunnel.known(&public(1)), Known::Retired);
+    }
+
+    #[test]
+    fn the_older_of_two_candidates_makes_room() {
+        let mut tunnel = live(1);
+        for (seed, second) in [(2, 1), (3, 2), (4, 3)] {
+            let now = Time::ZERO + Duration::from_secs(second);
+            tunnel
+                .add_candidate(public(seed), [0; 4], None, now)
+                .expect("a sound key");
+        }
+        assert_eq!(tunnel.known(&public(2)), Known::New);
+        assert_eq!(tunnel.known(&public(3)), Known::Candidate);
+        assert_eq!(tunnel.known(&public(4)), Known::Candidate);
+        let low_order = tunnel.add_candidate([0; 32], [0; 4], None, Time::ZERO);
+        assert_eq!(low_order, Err(DropReason::BadSignature));
     }
 }

@@ -27,7 +27,10 @@ pub(super) struct ReplayWindow {
 impl ReplayWindow {
     /// A window in which nothing was accepted yet; the first counter may be any.
     pub(super) fn new() -> Self {
-        ReplayWindow { highest: 0, words: [0; WORDS] }
+        ReplayWindow {
+            highest: 0,
+            words: [0; WORDS],
+        }
     }
 
     /// Whether `counter` may be accepted.
@@ -39,7 +42,11 @@ impl ReplayWindow {
             return Err(DropReason::OutsideWindow);
         }
         let (word, bit) = position(counter);
-        if self.words[word] & bit == 0 { Ok(()) } else { Err(DropReason::Replay) }
+        if self.words[word] & bit == 0 {
+            Ok(())
+        } else {
+            Err(DropReason::Replay)
+        }
     }
 
     /// Marks `counter` as accepted; answers whether it is the highest so far.
@@ -98,7 +105,10 @@ mod tests {
             let verdict = window.check(counter);
             assert_eq!(verdict, model.check(counter), "counter {counter}");
             if verdict.is_ok() {
-                let newest = model.accepted.last().is_none_or(|&highest| counter > highest);
+                let newest = model
+                    .accepted
+                    .last()
+                    .is_none_or(|&highest| counter > highest);
                 // Counter 0 is never the highest of a fresh window.
                 assert_eq!(window.commit(counter), newest && counter > 0);
                 model.accepted.insert(counter);
@@ -109,8 +119,21 @@ mod tests {
     #[test]
     fn edges_of_the_window_agree_with_the_model() {
         agree([1, 1, 0, 0, 64, 63, 65, WINDOW, WINDOW + 1, 1, 2, 3]);
-        agree([u64::MAX, u64::MAX, u64::MAX - WINDOW, u64::MAX - WINDOW + 1, 1]);
-        agree([WINDOW * 5, WINDOW * 4 + 1, WINDOW * 4, WINDOW * 5 - 1, WINDOW * 9, WINDOW * 5]);
+        agree([
+            u64::MAX,
+            u64::MAX,
+            u64::MAX - WINDOW,
+            u64::MAX - WINDOW + 1,
+            1,
+        ]);
+        agree([
+            WINDOW * 5,
+            WINDOW * 4 + 1,
+            WINDOW * 4,
+            WINDOW * 5 - 1,
+            WINDOW * 9,
+            WINDOW * 5,
+        ]);
         agree((1..=5_000).rev());
         agree((1..=5_000).chain(1..=5_000));
     }

@@ -9,9 +9,7 @@ use crate::addr::{Address, SocketAddress};
 use crate::time::Time;
 use crate::wire::datagram::write_sealed_header;
 use crate::wire::header::{PacketFields, Protocol};
-use crate::wire::limits::{
-    PACKET_HEADER_LEN, RECEIVED_LEN_MAX, SEAL_OVERHEAD, SEALED_HEADER_LEN,
-};
+use crate::wire::limits::{PACKET_HEADER_LEN, RECEIVED_LEN_MAX, SEAL_OVERHEAD, SEALED_HEADER_LEN};
 
 /// What the caller says of a packet to seal; the addresses follow from the tunnel, on network 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +54,10 @@ impl fmt::Display for SealRefusal {
                 f.write_str("the tunnel has no session yet: wait for it to be established")
             }
             SealRefusal::TooLong { needed, space } => {
-                write!(f, "a sealed datagram of {needed} bytes does not fit {space} bytes")
+                write!(
+                    f,
+                    "a sealed datagram of {needed} bytes does not fit {space} bytes"
+                )
             }
         }
     }
@@ -85,13 +86,21 @@ impl Tunnels {
             return Err(SealRefusal::TooLong { needed, space });
         }
         let ours = self.node;
-        let peer = self.table.tunnel_mut(tunnel).ok_or(SealRefusal::UnknownTunnel)?;
+        let peer = self
+            .table
+            .tunnel_mut(tunnel)
+            .ok_or(SealRefusal::UnknownTunnel)?;
         let theirs = peer.node;
-        let (session, counter) = peer.sealing(Place::Live).ok_or(SealRefusal::NotEstablished)?;
+        let (session, counter) = peer
+            .sealing(Place::Live)
+            .ok_or(SealRefusal::NotEstablished)?;
         let fields = PacketFields {
             flags: packet.flags,
             protocol: packet.protocol,
-            source: SocketAddress { address: Address::backbone(ours), port: packet.source_port },
+            source: SocketAddress {
+                address: Address::backbone(ours),
+                port: packet.source_port,
+            },
             destination: SocketAddress {
                 address: Address::backbone(theirs),
                 port: packet.destination_port,
@@ -103,8 +112,7 @@ impl Tunnels {
         let nonce = counter.next(session.prefix);
         let length = seal_datagram(&session.key, nonce, &fields, datagram, payload_len);
         peer.sent_at = now;
-        peer.used_at = now;
-        if peer.is_worn(now) {
+        if peer.note_used(now) || peer.is_worn(now) {
             self.wake(tunnel, now);
         }
         Ok(length)

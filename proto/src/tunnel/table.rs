@@ -38,7 +38,12 @@ impl Table {
     pub(super) fn new(capacity: usize) -> Self {
         let count = u32::try_from(capacity).expect("tunnels_max is below 2^32");
         Table {
-            slots: (0..count).map(|_| Slot { generation: 0, tunnel: None }).collect(),
+            slots: (0..count)
+                .map(|_| Slot {
+                    generation: 0,
+                    tunnel: None,
+                })
+                .collect(),
             free: (0..count).rev().collect(),
             index: Index::new(capacity),
         }
@@ -55,25 +60,38 @@ impl Table {
     /// The tunnel to `node`.
     pub(super) fn find(&self, node: NodeId) -> Option<TunnelHandle> {
         let index = self.index.find(node)?;
-        Some(TunnelHandle { index, generation: self.slots[index as usize].generation })
+        Some(TunnelHandle {
+            index,
+            generation: self.slots[index as usize].generation,
+        })
     }
 
     /// The tunnel behind a handle, unless it is stale.
     pub(super) fn tunnel(&self, handle: TunnelHandle) -> Option<&Tunnel> {
         let slot = self.slots.get(handle.index())?;
-        slot.tunnel.as_ref().filter(|_| slot.generation == handle.generation)
+        slot.tunnel
+            .as_ref()
+            .filter(|_| slot.generation == handle.generation)
     }
 
     /// The tunnel behind a handle, unless it is stale.
     pub(super) fn tunnel_mut(&mut self, handle: TunnelHandle) -> Option<&mut Tunnel> {
         let slot = self.slots.get_mut(handle.index())?;
-        slot.tunnel.as_mut().filter(|_| slot.generation == handle.generation)
+        slot.tunnel
+            .as_mut()
+            .filter(|_| slot.generation == handle.generation)
     }
 
     /// Every tunnel with its handle.
     pub(super) fn iter(&self) -> impl Iterator<Item = (TunnelHandle, &Tunnel)> {
         (0_u32..).zip(&self.slots).filter_map(|(index, slot)| {
-            Some((TunnelHandle { index, generation: slot.generation }, slot.tunnel.as_ref()?))
+            Some((
+                TunnelHandle {
+                    index,
+                    generation: slot.generation,
+                },
+                slot.tunnel.as_ref()?,
+            ))
         })
     }
 
@@ -88,12 +106,17 @@ impl Table {
         let slot = &mut self.slots[index as usize];
         assert!(slot.tunnel.is_none());
         slot.tunnel = Some(tunnel);
-        TunnelHandle { index, generation: slot.generation }
+        TunnelHandle {
+            index,
+            generation: slot.generation,
+        }
     }
 
     /// Removes a tunnel, if it is still there.
     pub(super) fn remove(&mut self, handle: TunnelHandle) {
-        let Some(tunnel) = self.tunnel(handle) else { return };
+        let Some(tunnel) = self.tunnel(handle) else {
+            return;
+        };
         self.index.remove(tunnel.node);
         let slot = &mut self.slots[handle.index()];
         slot.tunnel = None;
@@ -151,7 +174,11 @@ impl Index {
     fn remove(&mut self, node: NodeId) {
         let mut gap = self.home(node.0);
         while self.entries[gap].0 != node.0 || self.entries[gap].1 == Index::GAP {
-            assert_ne!(self.entries[gap].1, Index::GAP, "the table knows every tunnel it holds");
+            assert_ne!(
+                self.entries[gap].1,
+                Index::GAP,
+                "the table knows every tunnel it holds"
+            );
             gap = self.next(gap);
         }
         let mut at = self.next(gap);

@@ -32,6 +32,8 @@ impl Timers {
         if self.next() > now {
             return None;
         }
-        self.0.pop().map(|Reverse((at, index, generation))| (at, TunnelHandle { index, generation }))
+        self.0
+            .pop()
+            .map(|Reverse((at, index, generation))| (at, TunnelHandle { index, generation }))
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::exchange::{Exchange, Purpose};
 use super::introduce::{WAITING_MAX, Waiting};
-use super::limit::{Rate, SourceLimits};
+use super::limit::SourceLimits;
 use super::outbox::Outbox;
 use super::table::Table;
 use super::timers::Timers;
@@ -60,7 +60,11 @@ pub(super) struct BeaconLink {
 
 impl BeaconLink {
     pub(super) fn next_discover(&self) -> Time {
-        if self.address.is_some() { self.discover_at } else { Time::NEVER }
+        if self.address.is_some() {
+            self.discover_at
+        } else {
+            Time::NEVER
+        }
     }
 }
 
@@ -81,7 +85,7 @@ impl Tunnels {
             events: VecDeque::with_capacity(events_max),
             events_max,
             timers: Timers::with_capacity(config.tunnels_max),
-            sources: SourceLimits::new(Rate::per_second(config.key_exchanges_per_second)),
+            sources: SourceLimits::new(config.key_exchanges_per_second),
             waiting: Vec::with_capacity(WAITING_MAX),
             scratch: vec![0; RECEIVED_LEN_MAX].into_boxed_slice(),
             beacon: BeaconLink {
@@ -137,7 +141,9 @@ impl Tunnels {
 
     /// Whether packets can be sealed.
     pub fn is_established(&self, tunnel: TunnelHandle) -> bool {
-        self.table.tunnel(tunnel).is_some_and(|peer| peer.live.is_some())
+        self.table
+            .tunnel(tunnel)
+            .is_some_and(|peer| peer.live.is_some())
     }
 
     /// Where to send: the address at which the peer was authenticated last, or the registry's.
@@ -216,7 +222,11 @@ impl Tunnels {
             }
             Ok(BeaconMessage::PunchCommand { to }) => {
                 let queued = (0..PUNCHES).all(|_| self.outbox.push(to, &PUNCH));
-                if queued { Received::Handled } else { Received::Dropped(DropReason::NoSendBuffer) }
+                if queued {
+                    Received::Handled
+                } else {
+                    Received::Dropped(DropReason::NoSendBuffer)
+                }
             }
             Ok(BeaconMessage::Deliver { datagram, .. }) => self.relayed(now, datagram, entropy),
             Ok(_) => Received::Dropped(DropReason::BadBeacon),
@@ -245,18 +255,29 @@ impl Tunnels {
 
     /// Tells the beacon where we are, when it is time.
     pub(super) fn discover(&mut self, now: Time) {
-        let Some(beacon) = self.beacon.address.filter(|_| now >= self.beacon.discover_at) else {
+        let Some(beacon) = self
+            .beacon
+            .address
+            .filter(|_| now >= self.beacon.discover_at)
+        else {
             return;
         };
         self.beacon.discover_at = now + DISCOVER_EVERY;
         let message = BeaconMessage::Discover { node: self.node };
-        self.outbox.push_with(beacon, |space| message.write(space).expect("5 bytes fit"));
+        self.outbox
+            .push_with(beacon, |space| message.write(space).expect("5 bytes fit"));
     }
 
     /// Asks the beacon to make us and `target` punch.
     pub(super) fn request_punch(&mut self, target: NodeId) {
-        let Some(beacon) = self.beacon.address else { return };
-        let message = BeaconMessage::PunchRequest { requester: self.node, target };
-        self.outbox.push_with(beacon, |space| message.write(space).expect("9 bytes fit"));
+        let Some(beacon) = self.beacon.address else {
+            return;
+        };
+        let message = BeaconMessage::PunchRequest {
+            requester: self.node,
+            target,
+        };
+        self.outbox
+            .push_with(beacon, |space| message.write(space).expect("9 bytes fit"));
     }
 }

@@ -7,7 +7,7 @@ use super::exchange::{Exchange, Purpose, Step};
 use super::handshake::LocalKey;
 use super::introduce::ASK_AGAIN;
 use super::keys::own_prefix;
-use super::peer::{CANDIDATE_FOR, PREVIOUS_FOR, Place, ROTATE_AFTER, Tunnel};
+use super::peer::{CANDIDATE_FOR, IDLE_AFTER, PREVIOUS_FOR, Place, ROTATE_AFTER, Tunnel};
 use super::seal::seal_datagram;
 use super::{Entropy, Received, TunnelEvent, TunnelHandle, Tunnels};
 use crate::addr::{Address, SocketAddress};
@@ -42,8 +42,12 @@ impl Tunnels {
     pub fn handle_timeout(&mut self, now: Time, entropy: Entropy<'_>) {
         self.discover(now);
         while !self.outbox.is_crowded() {
-            let Some((at, handle)) = self.timers.pop_due(now) else { return };
-            let Some(peer) = self.table.tunnel_mut(handle) else { continue };
+            let Some((at, handle)) = self.timers.pop_due(now) else {
+                return;
+            };
+            let Some(peer) = self.table.tunnel_mut(handle) else {
+                continue;
+            };
             if peer.scheduled == at {
                 peer.scheduled = Time::NEVER;
                 self.serve(handle, now, &mut *entropy);
@@ -53,13 +57,17 @@ impl Tunnels {
 
     /// Everything that is due for one tunnel.
     pub(super) fn serve(&mut self, handle: TunnelHandle, now: Time, entropy: Entropy<'_>) {
-        let Some(peer) = self.table.tunnel_mut(handle) else { return };
+        let Some(peer) = self.table.tunnel_mut(handle) else {
+            return;
+        };
         peer.expire(now);
         if peer.wanted && (peer.identity.is_none() || peer.endpoint.is_none()) {
             self.ask_again(handle, now);
         }
         self.step_exchange(handle, now);
-        let Some(peer) = self.table.tunnel_mut(handle) else { return };
+        let Some(peer) = self.table.tunnel_mut(handle) else {
+            return;
+        };
         if peer.rotation_due(now) {
             let (identity, ours, theirs) = (&self.identity, self.node, peer.node);
             peer.rotate_at = now + ROTATE_AGAIN;
@@ -72,20 +80,26 @@ impl Tunnels {
             peer.rotate(fresh, now);
             self.step_exchange(handle, now);
         }
-        let Some(peer) = self.table.tunnel_mut(handle) else { return };
+        let Some(peer) = self.table.tunnel_mut(handle) else {
+            return;
+        };
         if keepalive_at(peer) <= now {
             // Also if nothing can be sent: the next one is due in its own time.
             peer.sent_at = now;
             self.send_keepalive(handle, now);
         }
-        let Some(peer) = self.table.tunnel_mut(handle) else { return };
+        let Some(peer) = self.table.tunnel_mut(handle) else {
+            return;
+        };
         if silent_at(peer) <= now {
             let node = peer.node;
             peer.exchange = Some(Exchange::new(Purpose::Dial, now));
             self.ask(node);
             self.step_exchange(handle, now);
         }
-        let Some(peer) = self.table.tunnel_mut(handle) else { return };
+        let Some(peer) = self.table.tunnel_mut(handle) else {
+            return;
+        };
         if peer.is_needed() {
             self.reschedule(handle, now);
         } else {
@@ -95,13 +109,17 @@ impl Tunnels {
 
     /// Puts the tunnel's next deadline into the timers.
     pub(super) fn reschedule(&mut self, handle: TunnelHandle, now: Time) {
-        let Some(peer) = self.table.tunnel(handle) else { return };
+        let Some(peer) = self.table.tunnel(handle) else {
+            return;
+        };
         self.wake(handle, deadline(peer).max(now));
     }
 
     /// Wakes a tunnel at `at` or earlier.
     pub(super) fn wake(&mut self, handle: TunnelHandle, at: Time) {
-        let Some(peer) = self.table.tunnel_mut(handle) else { return };
+        let Some(peer) = self.table.tunnel_mut(handle) else {
+            return;
+        };
         if at < peer.scheduled {
             peer.scheduled = at;
             self.timers.push(at, handle);
@@ -109,7 +127,9 @@ impl Tunnels {
     }
 
     fn ask_again(&mut self, handle: TunnelHandle, now: Time) {
-        let Some(peer) = self.table.tunnel_mut(handle) else { return };
+        let Some(peer) = self.table.tunnel_mut(handle) else {
+            return;
+        };
         if peer.asked_at.is_some_and(|at| now.since(at) < ASK_AGAIN) {
             return;
         }
@@ -125,14 +145,18 @@ impl Tunnels {
 
     /// Removes a tunnel that has no session, and says so if the caller wanted it.
     pub(super) fn give_up_unless_live(&mut self, handle: TunnelHandle) {
-        let Some(peer) = self.table.tunnel(handle) else { return };
+        let Some(peer) = self.table.tunnel(handle) else {
+            return;
+        };
         if peer.live.is_none() {
             self.lose(handle);
         }
     }
 
     pub(super) fn lose(&mut self, handle: TunnelHandle) {
-        let Some(peer) = self.table.tunnel(handle) else { return };
+        let Some(peer) = self.table.tunnel(handle) else {
+            return;
+        };
         if peer.wanted || peer.live.is_some() {
             self.events.push_back(TunnelEvent::Lost { peer: peer.node });
         }
@@ -142,7 +166,9 @@ impl Tunnels {
     // ---- key exchange --------------------------------------------------------------------------
 
     fn step_exchange(&mut self, handle: TunnelHandle, now: Time) {
-        let Some(peer) = self.table.tunnel_mut(handle) else { return };
+        let Some(peer) = self.table.tunnel_mut(handle) else {
+            return;
+        };
         // Without the registry's key an answer could not be verified; the dial begins with it.
         let Some(exchange) = peer.exchange.as_mut().filter(|_| peer.identity.is_some()) else {
             return;
@@ -184,7 +210,9 @@ impl Tunnels {
         request: bool,
         now: Time,
     ) {
-        let Some((peer, to)) = self.table.tunnel_mut(handle).zip(to) else { return };
+        let Some((peer, to)) = self.table.tunnel_mut(handle).zip(to) else {
+            return;
+        };
         if self.outbox.push(to, &peer.announced().announcement()) {
             peer.note_announced(now);
         }
@@ -194,17 +222,27 @@ impl Tunnels {
     }
 
     fn send_request(&mut self, handle: TunnelHandle, to: Option<SocketAddr>) {
-        let Some((peer, to)) = self.table.tunnel_mut(handle).zip(to) else { return };
+        let Some((peer, to)) = self.table.tunnel_mut(handle).zip(to) else {
+            return;
+        };
         self.outbox.push(to, &peer.announced().request());
     }
 
     /// Sends a ping under every session that waits for its first datagram, and under the live one
     /// if asked: the peer's pong, or its own ping, is what confirms.
     pub(super) fn send_pings(&mut self, handle: TunnelHandle, live: bool, now: Time) {
-        let places = [Place::Candidate(0), Place::Candidate(1), Place::Rotating, Place::Live];
+        let places = [
+            Place::Candidate(0),
+            Place::Candidate(1),
+            Place::Rotating,
+            Place::Live,
+        ];
         for place in places {
             if place != Place::Live || live {
-                let control = Control { flags: 0, ..Control::default() };
+                let control = Control {
+                    flags: 0,
+                    ..Control::default()
+                };
                 self.send_control(handle, place, None, &control, PING, now);
             }
         }
@@ -253,11 +291,21 @@ impl Tunnels {
         now: Time,
     ) -> bool {
         let ours = self.node;
-        let Some(peer) = self.table.tunnel_mut(handle) else { return false };
+        let Some(peer) = self.table.tunnel_mut(handle) else {
+            return false;
+        };
         let (theirs, endpoint) = (peer.node, peer.endpoint);
-        let Some((session, counter)) = peer.sealing(place) else { return false };
-        let own = if let Place::Candidate(_) = place { session.endpoint } else { None };
-        let Some(to) = to.or(own).or(endpoint) else { return false };
+        let Some((session, counter)) = peer.sealing(place) else {
+            return false;
+        };
+        let own = if let Place::Candidate(_) = place {
+            session.endpoint
+        } else {
+            None
+        };
+        let Some(to) = to.or(own).or(endpoint) else {
+            return false;
+        };
         let fields = control.fields(ours, theirs);
         let queued = self.outbox.push_with(to, |space| {
             space[SEALED_HEADER_LEN + PACKET_HEADER_LEN..][..payload.len()]
@@ -288,9 +336,18 @@ impl Control {
         PacketFields {
             flags: self.flags,
             protocol: Protocol::Control,
-            source: SocketAddress { address: Address { network, node: ours }, port: 0 },
+            source: SocketAddress {
+                address: Address {
+                    network,
+                    node: ours,
+                },
+                port: 0,
+            },
             destination: SocketAddress {
-                address: Address { network, node: theirs },
+                address: Address {
+                    network,
+                    node: theirs,
+                },
                 port: self.port,
             },
             sequence: self.sequence,
@@ -311,18 +368,30 @@ fn keepalive_at(peer: &Tunnel) -> Time {
 fn silent_at(peer: &Tunnel) -> Time {
     let at = peer.heard_at + SILENT_AFTER;
     let in_use = peer.used_at + SILENT_AFTER >= at;
-    let dialing = peer.exchange.is_some_and(|exchange| exchange.purpose == Purpose::Dial);
-    if peer.live.is_some() && in_use && !dialing { at } else { Time::NEVER }
+    let dialing = peer
+        .exchange
+        .is_some_and(|exchange| exchange.purpose == Purpose::Dial);
+    if peer.live.is_some() && in_use && !dialing {
+        at
+    } else {
+        Time::NEVER
+    }
 }
 
 /// When the tunnel wants to be served next.
 fn deadline(peer: &Tunnel) -> Time {
     let exchange = peer.exchange.filter(|_| peer.identity.is_some());
     let lacks = peer.wanted && (peer.identity.is_none() || peer.endpoint.is_none());
-    let candidates = peer.candidates.iter().flatten().map(|session| session.since + CANDIDATE_FOR);
+    let candidates = peer
+        .candidates
+        .iter()
+        .flatten()
+        .map(|session| session.since + CANDIDATE_FOR);
     [
         exchange.map(|exchange| exchange.next_at),
-        peer.previous.as_ref().map(|session| session.since + PREVIOUS_FOR),
+        peer.previous
+            .as_ref()
+            .map(|session| session.since + PREVIOUS_FOR),
         peer.asked_at.filter(|_| lacks).map(|at| at + ASK_AGAIN),
         peer.rotation_at(),
         Some(keepalive_at(peer)),
@@ -336,5 +405,6 @@ fn deadline(peer: &Tunnel) -> Time {
 }
 
 const _: () = assert!(PING.len() + SEAL_OVERHEAD <= DATAGRAM_LEN_MAX);
+const _: () = assert!(IDLE_AFTER.as_secs() < KEEPALIVE_AFTER.as_secs());
 const _: () = assert!(KEEPALIVE_AFTER.as_secs() * 2 < SILENT_AFTER.as_secs());
 const _: () = assert!(SILENT_AFTER.as_secs() < ROTATE_AFTER.as_secs());

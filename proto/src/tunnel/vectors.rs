@@ -44,8 +44,7 @@ const PONG: &str = "12 03 0005 000000000001 00000000001c 0000 1388 00000007 0000
 const PONG_SEALED: &str = "50494c53 00000001 bcc3e3bb 0000000000000001 \
     18da19047ab26938338c436174f778ac9ee198322de658f2f514b248d735832b7dd6c76250fded7cdaef6e4a04a121\
     027bace8dae82002";
-const SYN: &str =
-    "11 01 0000 00000000001c 000000000001 c351 0007 00000000 00000000 0200 cbec186e";
+const SYN: &str = "11 01 0000 00000000001c 000000000001 c351 0007 00000000 00000000 0200 cbec186e";
 const SYN_SEALED: &str = "50494c53 0000001c a1b2c3d4 0000000000000002 \
     f971235fd9d06e578a2c9219378b29d61dbbe4b36f955b76ae0686691efad2f6300646b2caef35367199e20b64fa03\
     d20cde";
@@ -61,8 +60,7 @@ const SACK_SEALED: &str = "50494c53 00000001 bcc3e3bb 0000000000000003 \
     e3179c69ef4ce48ff29c4c3909cbe0e7";
 const DATA: &str = "12 01 000a 00000000001c 000000000001 c351 0007 0000000b 00000001 0200 0af7cd4d \
     42424242424242424242";
-const FIN: &str =
-    "14 01 0000 00000000001c 000000000001 c351 0007 00000001 00000000 0000 f121734b";
+const FIN: &str = "14 01 0000 00000000001c 000000000001 c351 0007 00000001 00000000 0000 f121734b";
 const FIN_ACK: &str =
     "16 01 0000 000000000001 00000000001c 0007 c351 00000001 00000002 0000 c5929a29";
 
@@ -76,9 +74,18 @@ fn both_captured_announcements_verify_and_no_changed_one_does() {
         assert_eq!(announcement.to_bytes().to_vec(), hex(text));
 
         let stranger = PublicKey([9; 32]);
-        assert_eq!(verify(&announcement, &stranger), Err(DropReason::WrongIdentity));
-        let other_node = Announcement { sender: NodeId(7), ..announcement };
-        assert_eq!(verify(&other_node, &identity), Err(DropReason::BadSignature));
+        assert_eq!(
+            verify(&announcement, &stranger),
+            Err(DropReason::WrongIdentity)
+        );
+        let other_node = Announcement {
+            sender: NodeId(7),
+            ..announcement
+        };
+        assert_eq!(
+            verify(&other_node, &identity),
+            Err(DropReason::BadSignature)
+        );
         let mut other_key = announcement;
         other_key.key[31] ^= 1;
         assert_eq!(verify(&other_key, &identity), Err(DropReason::BadSignature));
@@ -89,13 +96,19 @@ fn both_captured_announcements_verify_and_no_changed_one_does() {
 fn the_key_schedule_passes_through_the_captured_values() {
     let private = PrivateKey::from_private_key(&X25519, &hex(PRIVATE)).expect("32 bytes");
     let theirs = announcement(&hex(THEIR_ANNOUNCEMENT)).key;
-    let secret = agree(&private, UnparsedPublicKey::new(&X25519, theirs), (), |secret| {
-        Ok(secret.to_vec())
-    });
+    let secret = agree(
+        &private,
+        UnparsedPublicKey::new(&X25519, theirs),
+        (),
+        |secret| Ok(secret.to_vec()),
+    );
     assert_eq!(secret, Ok(hex(SHARED)));
     let pseudorandom = hmac_sha256(&[0; 32], &hex(SHARED));
     assert_eq!(pseudorandom, hex(PSEUDORANDOM));
-    assert_eq!(hmac_sha256(&pseudorandom, b"pilot-tunnel-v1\x01"), hex(SESSION_KEY));
+    assert_eq!(
+        hmac_sha256(&pseudorandom, b"pilot-tunnel-v1\x01"),
+        hex(SESSION_KEY)
+    );
 }
 
 #[test]
@@ -104,7 +117,10 @@ fn our_key_announces_itself_as_captured() {
     let sent = announcement(&local.announcement());
     assert_eq!(sent.sender, OURS);
     assert_eq!(sent.key, announcement(&hex(OUR_ANNOUNCEMENT)).key);
-    assert_eq!(verify(&sent, &Identity::from_seed([5; 32]).public()), Ok(()));
+    assert_eq!(
+        verify(&sent, &Identity::from_seed([5; 32]).public()),
+        Ok(())
+    );
     assert_eq!(local.request().to_vec(), hex(OUR_REQUEST));
     let low_order = [0; 32];
     assert!(local.session_key(&low_order).is_none());
@@ -128,7 +144,9 @@ fn captured_datagrams_open_to_the_captured_packets() {
         let mut apart = vec![0; view.body.len() - TAG_LEN];
         assert!(key.open_apart(nonce, view.sender, view.body, &mut apart));
         assert_eq!(apart, hex(inner));
-        let opened = key.open(nonce, view.sender, view.body).expect("the tag verifies");
+        let opened = key
+            .open(nonce, view.sender, view.body)
+            .expect("the tag verifies");
         assert_eq!(opened, hex(inner));
         assert!(key.open(nonce, view.sender, view.body).is_none());
     }
@@ -172,11 +190,17 @@ fn captured_packets_are_read_and_written_alike() {
         for at in 0..packet.len() {
             let mut flipped = packet.clone();
             flipped[at] ^= 0x10;
-            assert!(PacketFields::parse(&flipped).is_err(), "byte {at} of {text}");
+            assert!(
+                PacketFields::parse(&flipped).is_err(),
+                "byte {at} of {text}"
+            );
         }
     }
     let (fields, _) = PacketFields::parse(&hex(SYN)).expect("captured");
-    assert_eq!((fields.protocol, fields.flags, fields.window), (Protocol::Stream, 1, 512));
+    assert_eq!(
+        (fields.protocol, fields.flags, fields.window),
+        (Protocol::Stream, 1, 512)
+    );
     assert_eq!(fields.source.to_string(), "0:0000.0000.001C:50001");
     assert_eq!(fields.destination.to_string(), "0:0000.0000.0001:7");
 }
@@ -189,19 +213,29 @@ fn no_protocol_but_three() {
         packet[30..34].fill(0);
         let checksum = crc32fast::hash(&packet).to_be_bytes();
         packet[30..34].copy_from_slice(&checksum);
-        assert_eq!(PacketFields::parse(&packet), Err(DropReason::UnknownProtocol));
+        assert_eq!(
+            PacketFields::parse(&packet),
+            Err(DropReason::UnknownProtocol)
+        );
     }
 }
 
 fn local_key() -> LocalKey {
-    LocalKey::new(&Identity::from_seed([5; 32]), OURS, Time::ZERO, &mut |space| {
-        space.copy_from_slice(&hex(PRIVATE));
-    })
+    LocalKey::new(
+        &Identity::from_seed([5; 32]),
+        OURS,
+        Time::ZERO,
+        &mut |space| {
+            space.copy_from_slice(&hex(PRIVATE));
+        },
+    )
 }
 
 fn session_key() -> super::keys::SessionKey {
     let theirs = announcement(&hex(THEIR_ANNOUNCEMENT)).key;
-    local_key().session_key(&theirs).expect("a point of high order")
+    local_key()
+        .session_key(&theirs)
+        .expect("a point of high order")
 }
 
 fn announcement(bytes: &[u8]) -> Announcement {
@@ -212,11 +246,16 @@ fn announcement(bytes: &[u8]) -> Announcement {
 }
 
 fn hmac_sha256(key: &[u8], message: &[u8]) -> Vec<u8> {
-    hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), message).as_ref().to_vec()
+    hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), message)
+        .as_ref()
+        .to_vec()
 }
 
 fn hex(text: &str) -> Vec<u8> {
-    let digits: Vec<u8> = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    let digits: Vec<u8> = text
+        .bytes()
+        .filter(|byte| !byte.is_ascii_whitespace())
+        .collect();
     digits
         .chunks(2)
         .map(|pair| {
@@ -232,7 +271,10 @@ fn a_nonce_is_handed_out_once_and_never_by_both_ends() {
     let theirs = own_prefix([0xFF; 4], THEIRS, OURS);
     assert_eq!((ours, theirs), ([0xFF; 4], [0x7F, 0xFF, 0xFF, 0xFF]));
     let mut counter = NonceCounter::default();
-    assert_eq!((counter.next(ours), counter.next(ours)), ((ours, 1), (ours, 2)));
+    assert_eq!(
+        (counter.next(ours), counter.next(ours)),
+        ((ours, 1), (ours, 2))
+    );
     // Another session of the same key goes on where the first one stands.
     assert_eq!(counter.next(theirs), (theirs, 3));
     assert_eq!(counter.used(), 3);

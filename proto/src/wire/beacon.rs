@@ -85,13 +85,17 @@ impl<'b> BeaconMessage<'b> {
                 .zip(node(4))
                 .map(|(requester, target)| BeaconMessage::PunchRequest { requester, target }),
             4 => endpoint(rest).map(|to| BeaconMessage::PunchCommand { to }),
-            5 => node(0).zip(node(4)).map(|(sender, destination)| BeaconMessage::Relay {
+            5 => node(0)
+                .zip(node(4))
+                .map(|(sender, destination)| BeaconMessage::Relay {
+                    sender,
+                    destination,
+                    datagram: &mut rest[8..],
+                }),
+            6 => node(0).map(|sender| BeaconMessage::Deliver {
                 sender,
-                destination,
-                datagram: &mut rest[8..],
+                datagram: &mut rest[4..],
             }),
-            6 => node(0)
-                .map(|sender| BeaconMessage::Deliver { sender, datagram: &mut rest[4..] }),
             _ => None,
         };
         message.ok_or(DropReason::BadBeacon)
@@ -108,9 +112,15 @@ impl<'b> BeaconMessage<'b> {
                 writer.byte(3)?.node(*requester)?.node(*target)?
             }
             BeaconMessage::PunchCommand { to } => writer.byte(4)?.endpoint(*to)?,
-            BeaconMessage::Relay { sender, destination, datagram } => {
-                writer.byte(5)?.node(*sender)?.node(*destination)?.bytes(datagram)?
-            }
+            BeaconMessage::Relay {
+                sender,
+                destination,
+                datagram,
+            } => writer
+                .byte(5)?
+                .node(*sender)?
+                .node(*destination)?
+                .bytes(datagram)?,
             BeaconMessage::Deliver { sender, datagram } => {
                 writer.byte(6)?.node(*sender)?.bytes(datagram)?
             }
@@ -132,7 +142,10 @@ fn endpoint(bytes: &[u8]) -> Option<SocketAddr> {
         }
         _ => return None,
     };
-    Some(SocketAddr::new(ip, u16::from_be_bytes(*rest.first_chunk::<2>()?)))
+    Some(SocketAddr::new(
+        ip,
+        u16::from_be_bytes(*rest.first_chunk::<2>()?),
+    ))
 }
 
 struct Writer<'o> {
@@ -142,7 +155,10 @@ struct Writer<'o> {
 
 impl Writer<'_> {
     fn bytes(&mut self, bytes: &[u8]) -> Option<&mut Self> {
-        self.out.get_mut(self.length..)?.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        self.out
+            .get_mut(self.length..)?
+            .get_mut(..bytes.len())?
+            .copy_from_slice(bytes);
         self.length += bytes.len();
         Some(self)
     }
@@ -176,30 +192,60 @@ mod tests {
         let again = &mut *b"PILP".to_vec();
         let (one, four, peer) = (NodeId(1), NodeId(4), NodeId(0x1C));
         for (text, message) in [
-            (&b"\x01\0\0\0\x04"[..], BeaconMessage::Discover { node: four }),
-            (b"\x02\x04\x7f\0\0\x01\x5d\x91", BeaconMessage::DiscoverReply { observed: here(23_953) }),
+            (
+                &b"\x01\0\0\0\x04"[..],
+                BeaconMessage::Discover { node: four },
+            ),
+            (
+                b"\x02\x04\x7f\0\0\x01\x5d\x91",
+                BeaconMessage::DiscoverReply {
+                    observed: here(23_953),
+                },
+            ),
             (
                 b"\x03\0\0\0\x1c\0\0\0\x01",
-                BeaconMessage::PunchRequest { requester: peer, target: one },
+                BeaconMessage::PunchRequest {
+                    requester: peer,
+                    target: one,
+                },
             ),
-            (b"\x04\x04\x7f\0\0\x01\x5d\x67", BeaconMessage::PunchCommand { to: here(23_911) }),
+            (
+                b"\x04\x04\x7f\0\0\x01\x5d\x67",
+                BeaconMessage::PunchCommand { to: here(23_911) },
+            ),
             (
                 b"\x05\0\0\0\x1c\0\0\0\x01PILP",
-                BeaconMessage::Relay { sender: peer, destination: one, datagram: frame },
+                BeaconMessage::Relay {
+                    sender: peer,
+                    destination: one,
+                    datagram: frame,
+                },
             ),
-            (b"\x06\0\0\0\x01PILP", BeaconMessage::Deliver { sender: one, datagram: again }),
+            (
+                b"\x06\0\0\0\x01PILP",
+                BeaconMessage::Deliver {
+                    sender: one,
+                    datagram: again,
+                },
+            ),
         ] {
             let mut bytes = text.to_vec();
             assert_eq!(BeaconMessage::parse(&mut bytes), Ok(message), "{text:?}");
             let mut bytes = text.to_vec();
             let mut out = [0; 64];
-            let length = BeaconMessage::parse(&mut bytes).expect("read above").write(&mut out);
+            let length = BeaconMessage::parse(&mut bytes)
+                .expect("read above")
+                .write(&mut out);
             assert_eq!(out[..length.expect("fits")], *text);
             let relays = text[0] >= 5;
             for shorter in 0..text.len() {
                 let cut = BeaconMessage::parse(&mut bytes[..shorter]).err();
                 let whole = relays && shorter >= text.len() - 4;
-                assert_eq!(cut, (!whole).then_some(DropReason::BadBeacon), "{text:?} to {shorter}");
+                assert_eq!(
+                    cut,
+                    (!whole).then_some(DropReason::BadBeacon),
+                    "{text:?} to {shorter}"
+                );
             }
         }
     }
@@ -214,7 +260,10 @@ mod tests {
         assert_eq!(BeaconMessage::parse(&mut out), Ok(message));
         out[1] = 5;
         assert_eq!(BeaconMessage::parse(&mut out), Err(DropReason::BadBeacon));
-        assert_eq!(BeaconMessage::parse(&mut [0x0A, 1]), Err(DropReason::BadBeacon));
+        assert_eq!(
+            BeaconMessage::parse(&mut [0x0A, 1]),
+            Err(DropReason::BadBeacon)
+        );
         assert_eq!(BeaconMessage::parse(&mut []), Err(DropReason::BadBeacon));
     }
 }

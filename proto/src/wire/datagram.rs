@@ -130,8 +130,8 @@ impl<'b> Datagram<'b> {
             SEALED => Sealed::parse(datagram).map(Datagram::Sealed),
             ANNOUNCEMENT => Announcement::parse(datagram).map(Datagram::Announcement),
             REQUEST => {
-                let (request, _) = RequestBytes::ref_from_prefix(datagram)
-                    .map_err(|_| DropReason::TooShort)?;
+                let (request, _) =
+                    RequestBytes::ref_from_prefix(datagram).map_err(|_| DropReason::TooShort)?;
                 Ok(Datagram::Request(NodeId(request.sender.get())))
             }
             PLAINTEXT => Ok(Datagram::Plaintext),
@@ -184,7 +184,11 @@ impl Announcement {
 
 /// A key request of `sender`, a whole datagram.
 pub fn request(sender: NodeId, key: [u8; 32]) -> [u8; REQUEST_LEN] {
-    zerocopy::transmute!(RequestBytes { magic: REQUEST, sender: U32::new(sender.0), key })
+    zerocopy::transmute!(RequestBytes {
+        magic: REQUEST,
+        sender: U32::new(sender.0),
+        key
+    })
 }
 
 /// Writes the clear header of a sealed datagram.

@@ -151,7 +151,10 @@ impl PacketFields {
 }
 
 fn checksum(header: &PacketHeader, payload: &[u8]) -> u32 {
-    let zeroed = PacketHeader { checksum: U32::ZERO, ..*header };
+    let zeroed = PacketHeader {
+        checksum: U32::ZERO,
+        ..*header
+    };
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(zeroed.as_bytes());
     hasher.update(payload);
@@ -159,5 +162,8 @@ fn checksum(header: &PacketHeader, payload: &[u8]) -> u32 {
 }
 
 fn socket_address(address: [u8; 6], port: U16) -> SocketAddress {
-    SocketAddress { address: Address::from_bytes(address), port: port.get() }
+    SocketAddress {
+        address: Address::from_bytes(address),
+        port: port.get(),
+    }
 }

@@ -17,13 +17,19 @@ fn beacon() -> SocketAddr {
 
 fn with_beacon(mut node: Node) -> Node {
     let config = config(node.id.0, &Arc::clone(&node.identity), 4);
-    node.tunnels = Tunnels::new(TunnelConfig { beacon: Some(beacon()), ..config });
+    node.tunnels = Tunnels::new(TunnelConfig {
+        beacon: Some(beacon()),
+        ..config
+    });
     node
 }
 
 fn to_beacon(node: &mut Node) -> Vec<Vec<u8>> {
     let sent = std::mem::take(&mut node.sent);
-    sent.into_iter().filter(|(to, _)| *to == beacon()).map(|(_, bytes)| bytes).collect()
+    sent.into_iter()
+        .filter(|(to, _)| *to == beacon())
+        .map(|(_, bytes)| bytes)
+        .collect()
 }
 
 #[test]
@@ -39,7 +45,10 @@ fn the_node_is_discovered_at_the_start_and_every_minute() {
     node.turn(minute);
     assert_eq!(to_beacon(&mut node).len(), 1);
 
-    assert_eq!(node.receive(minute, beacon(), b"\x02\x04\x7f\0\0\x01\x5d\x91"), None);
+    assert_eq!(
+        node.receive(minute, beacon(), b"\x02\x04\x7f\0\0\x01\x5d\x91"),
+        None
+    );
     let observed = node.tunnels.observed_endpoint().expect("told");
     assert_eq!(observed.to_string(), "127.0.0.1:23953");
 }
@@ -51,14 +60,22 @@ fn only_the_beacon_can_command_punches() {
     node.sent.clear();
     let command = b"\x04\x04\x7f\0\0\x01\x5d\x67";
     let stranger = SocketAddr::from(([10, 9, 9, 9], 9_002));
-    assert_eq!(node.receive(Time::ZERO, stranger, command), Some(DropReason::BadBeacon));
+    assert_eq!(
+        node.receive(Time::ZERO, stranger, command),
+        Some(DropReason::BadBeacon)
+    );
     node.turn(Time::ZERO);
     assert!(node.sent.is_empty());
     assert_eq!(node.receive(Time::ZERO, beacon(), command), None);
     node.turn(Time::ZERO);
     let punch = (SocketAddr::from(([127, 0, 0, 1], 23_911)), b"PILP".to_vec());
     assert_eq!(node.sent, [punch.clone(), punch.clone(), punch]);
-    for rubbish in [&b"\x04"[..], b"\x04\x05\0\0\0\0\0\0\0", b"\x01\0\0\0\x01", b"\x0a\x01"] {
+    for rubbish in [
+        &b"\x04"[..],
+        b"\x04\x05\0\0\0\0\0\0\0",
+        b"\x01\0\0\0\x01",
+        b"\x0a\x01",
+    ] {
         let dropped = node.receive(Time::ZERO, beacon(), rubbish);
         assert_eq!(dropped, Some(DropReason::BadBeacon));
     }
@@ -71,7 +88,8 @@ fn a_dial_asks_the_beacon_for_punches() {
     node.connect(NodeId(2), Time::ZERO);
     let (key, endpoint) = (peer.identity.public(), Some(peer.address));
     let lend = &mut |space: &mut [u8]| space.fill(5);
-    node.tunnels.peer_key(NodeId(2), Some(key), endpoint, Time::ZERO, lend);
+    node.tunnels
+        .peer_key(NodeId(2), Some(key), endpoint, Time::ZERO, lend);
     node.turn(Time::ZERO);
     assert!(to_beacon(&mut node).contains(&b"\x03\0\0\0\x01\0\0\0\x02".to_vec()));
 }
@@ -87,13 +105,22 @@ fn a_relayed_packet_is_delivered_and_moves_no_endpoint() {
     let sealed = pair.nodes[1].seal(NodeId(1), now, b"by relay").expect("up");
     let relayed = [&b"\x06\0\0\0\x02"[..], &sealed].concat();
     let node = &mut pair.nodes[0];
-    assert_eq!(node.receive(now, address_of(2), &relayed), Some(DropReason::BadBeacon));
+    assert_eq!(
+        node.receive(now, address_of(2), &relayed),
+        Some(DropReason::BadBeacon)
+    );
     assert_eq!(node.receive(now, beacon(), &relayed), None);
     assert_eq!(node.delivered, [b"by relay".to_vec()]);
     assert_eq!(node.endpoint(NodeId(2)), Some(address_of(2)));
-    assert_eq!(node.receive(now, beacon(), &relayed), Some(DropReason::Replay));
+    assert_eq!(
+        node.receive(now, beacon(), &relayed),
+        Some(DropReason::Replay)
+    );
     let nested = [&b"\x06\0\0\0\x02"[..], &relayed].concat();
-    assert_eq!(node.receive(now, beacon(), &nested), Some(DropReason::BadBeacon));
+    assert_eq!(
+        node.receive(now, beacon(), &nested),
+        Some(DropReason::BadBeacon)
+    );
 }
 
 #[test]

@@ -109,7 +109,8 @@ impl Daemon {
     pub(crate) fn announce(&mut self, request: bool) {
         self.sent.push(self.announcement());
         if request {
-            self.sent.push(datagram::request(self.id, self.x25519().1).to_vec());
+            self.sent
+                .push(datagram::request(self.id, self.x25519().1).to_vec());
         }
     }
 
@@ -127,12 +128,22 @@ impl Daemon {
 
     /// The header of a packet to the peer that claims to come from `source`.
     pub(crate) fn fields(&self, source: NodeId, protocol: Protocol) -> PacketFields {
-        let end = |node, port| SocketAddress { address: Address::backbone(node), port };
+        let end = |node, port| SocketAddress {
+            address: Address::backbone(node),
+            port,
+        };
         PacketFields {
             flags: 0,
             protocol,
             source: end(source, 5_000),
-            destination: end(self.peer, if protocol == Protocol::Control { 0 } else { 1_000 }),
+            destination: end(
+                self.peer,
+                if protocol == Protocol::Control {
+                    0
+                } else {
+                    1_000
+                },
+            ),
             sequence: 0,
             acknowledgment: 0,
             window: 0,
@@ -158,7 +169,10 @@ impl Daemon {
         let nonce = nonce(session.prefix, session.counter);
         let text = &mut bytes[SEALED_HEADER_LEN..end];
         let aad = Aad::from(id.0.to_be_bytes());
-        let tag = session.key.seal_in_place_separate_tag(nonce, aad, text).expect("sealed");
+        let tag = session
+            .key
+            .seal_in_place_separate_tag(nonce, aad, text)
+            .expect("sealed");
         bytes[end..].copy_from_slice(tag.as_ref());
     }
 
@@ -179,7 +193,11 @@ impl Daemon {
     fn announced(&mut self, now: Time, source: SocketAddr, announcement: &Announcement) {
         assert_eq!(announcement.identity, self.peer_identity.0);
         self.peer_address = source;
-        if self.session.as_ref().is_some_and(|session| session.remote == announcement.key) {
+        if self
+            .session
+            .as_ref()
+            .is_some_and(|session| session.remote == announcement.key)
+        {
             return;
         }
         let mut prefix = [0; 4];
@@ -188,11 +206,19 @@ impl Daemon {
         let remote = UnparsedPublicKey::new(&X25519, announcement.key);
         let key = agree(&private, remote, (), |secret| {
             let extracted = Salt::new(HKDF_SHA256, &[]).extract(secret);
-            let expanded = extracted.expand(&[b"pilot-tunnel-v1"], &AES_256_GCM).map_err(|_| ())?;
+            let expanded = extracted
+                .expand(&[b"pilot-tunnel-v1"], &AES_256_GCM)
+                .map_err(|_| ())?;
             Ok(LessSafeKey::new(UnboundKey::from(expanded)))
         });
         let key = key.expect("a key");
-        self.session = Some(Session { key, remote: announcement.key, prefix, counter: 0, since: now });
+        self.session = Some(Session {
+            key,
+            remote: announcement.key,
+            prefix,
+            counter: 0,
+            since: now,
+        });
         self.sessions += 1;
         self.failures = 0;
         // The queue leaves before the announcement that would make it readable.
@@ -210,9 +236,14 @@ impl Daemon {
         counter: u64,
         mut body: Vec<u8>,
     ) {
-        let Some(session) = &self.session else { return self.announce(true) };
+        let Some(session) = &self.session else {
+            return self.announce(true);
+        };
         let aad = Aad::from(self.peer.0.to_be_bytes());
-        let Ok(packet) = session.key.open_in_place(nonce(prefix, counter), aad, &mut body) else {
+        let Ok(packet) = session
+            .key
+            .open_in_place(nonce(prefix, counter), aad, &mut body)
+        else {
             self.failures += 1;
             if self.failures >= 5 && now.since(session.since) >= Duration::from_secs(3) {
                 self.lose_session();
@@ -228,7 +259,10 @@ impl Daemon {
             if !payload.is_empty() && fields.flags & FLAG_ACK == 0 {
                 let mut pong = fields;
                 pong.flags = FLAG_ACK;
-                pong.source = SocketAddress { port: 0, ..fields.destination };
+                pong.source = SocketAddress {
+                    port: 0,
+                    ..fields.destination
+                };
                 pong.destination = fields.source;
                 pong.acknowledgment = fields.sequence + 1;
                 let datagram = self.seal(&pong, &payload);

@@ -164,7 +164,10 @@ fn each_kind_of_rubbish_has_its_name() {
         (&stranger, DropReason::NoSession),
         (&too_long, DropReason::TooLong),
     ] {
-        assert_eq!(node.receive(pair.now, address_of(66), datagram), Some(reason));
+        assert_eq!(
+            node.receive(pair.now, address_of(66), datagram),
+            Some(reason)
+        );
     }
     assert_eq!(node.receive(pair.now, address_of(66), b"PILP"), None);
     node.assert_conservation();
@@ -176,9 +179,12 @@ fn more_exchanges_than_the_limit_are_dropped_and_leave_others_alone() {
     let announcement = pair.recorded.iter().find(|r| r.2.starts_with(b"PILA"));
     let (_, _, announcement) = announcement.expect("dialed").clone();
     let node = &mut pair.nodes[1];
-    let verdicts: Vec<_> =
-        (0..80).map(|_| node.receive(pair.now, address_of(66), &announcement)).collect();
-    let limited = verdicts.iter().filter(|v| **v == Some(DropReason::KeyExchangeLimited));
+    let verdicts: Vec<_> = (0..80)
+        .map(|_| node.receive(pair.now, address_of(66), &announcement))
+        .collect();
+    let limited = verdicts
+        .iter()
+        .filter(|v| **v == Some(DropReason::KeyExchangeLimited));
     assert_eq!(limited.count(), 30);
     let other = node.receive(pair.now, address_of(67), &announcement);
     assert_ne!(other, Some(DropReason::KeyExchangeLimited));
@@ -195,7 +201,11 @@ fn a_flood_of_strangers_fills_no_table_and_asks_within_bounds() {
         assert!(node.receive(pair.now, address_of(66), &datagram).is_some());
     }
     node.turn(pair.now);
-    let asked = node.events.iter().filter(|e| matches!(e, TunnelEvent::PeerKeyWanted(_))).count();
+    let asked = node
+        .events
+        .iter()
+        .filter(|e| matches!(e, TunnelEvent::PeerKeyWanted(_)))
+        .count();
     // The peer's own entry is still fresh, and stays.
     assert_eq!(asked, 255);
     assert_eq!(node.tunnels.len(), 1);
@@ -215,9 +225,15 @@ fn a_full_table_gives_up_embryos_first_then_the_longest_idle() {
     let now = Time::ZERO;
     let first = tunnels.connect(NodeId(10), now, &mut lend).expect("room");
     tunnels.connect(NodeId(11), now, &mut lend).expect("room");
-    assert_eq!(tunnels.connect(NodeId(12), now, &mut lend), Err(DropReason::TunnelsFull));
+    assert_eq!(
+        tunnels.connect(NodeId(12), now, &mut lend),
+        Err(DropReason::TunnelsFull)
+    );
     assert_eq!(tunnels.connect(NodeId(10), now, &mut lend), Ok(first));
-    assert_eq!(tunnels.connect(NodeId(1), now, &mut lend), Err(DropReason::FromSelf));
+    assert_eq!(
+        tunnels.connect(NodeId(1), now, &mut lend),
+        Err(DropReason::FromSelf)
+    );
     // The registry knows neither: both are lost, and there is room again.
     tunnels.peer_key(NodeId(10), None, None, now, &mut lend);
     assert_eq!((tunnels.len(), tunnels.peer(first)), (1, None));
@@ -249,7 +265,11 @@ fn the_longest_idle_tunnel_makes_room() {
         handles.push(pair.nodes[0].tunnels.find(NodeId(peer)).expect("up"));
     }
     assert_eq!(pair.nodes[0].tunnels.len(), 2);
-    assert!(pair.nodes[0].events.contains(&TunnelEvent::Lost { peer: NodeId(2) }));
+    assert!(
+        pair.nodes[0]
+            .events
+            .contains(&TunnelEvent::Lost { peer: NodeId(2) })
+    );
     assert_eq!(pair.nodes[0].tunnels.peer(handles[0]), None);
     assert_eq!(pair.nodes[0].tunnels.peer(handles[1]), Some(NodeId(3)));
     assert_eq!(pair.nodes[0].tunnels.peer(handles[2]), Some(NodeId(4)));
@@ -270,14 +290,36 @@ fn sealing_refuses_what_it_cannot_do_and_says_why() {
     };
     let mut space = vec![0; 70_000];
     let seal = |node: &mut Node, space: &mut [u8], length| {
-        node.tunnels.seal(handle, Time::ZERO, &packet, space, length)
+        node.tunnels
+            .seal(handle, Time::ZERO, &packet, space, length)
     };
-    assert_eq!(seal(&mut node, &mut space, 8), Err(SealRefusal::NotEstablished));
+    assert_eq!(
+        seal(&mut node, &mut space, 8),
+        Err(SealRefusal::NotEstablished)
+    );
     let short = seal(&mut node, &mut space[..77], 8);
-    assert_eq!(short, Err(SealRefusal::TooLong { needed: 78, space: 77 }));
+    assert_eq!(
+        short,
+        Err(SealRefusal::TooLong {
+            needed: 78,
+            space: 77
+        })
+    );
     let long = seal(&mut node, &mut space, 65_438);
-    assert_eq!(long, Err(SealRefusal::TooLong { needed: 65_508, space: 65_507 }));
-    node.tunnels.peer_key(NodeId(2), None, None, Time::ZERO, &mut |space| space.fill(1));
-    assert_eq!(seal(&mut node, &mut space, 8), Err(SealRefusal::UnknownTunnel));
+    assert_eq!(
+        long,
+        Err(SealRefusal::TooLong {
+            needed: 65_508,
+            space: 65_507
+        })
+    );
+    node.tunnels
+        .peer_key(NodeId(2), None, None, Time::ZERO, &mut |space| {
+            space.fill(1)
+        });
+    assert_eq!(
+        seal(&mut node, &mut space, 8),
+        Err(SealRefusal::UnknownTunnel)
+    );
     assert!(long.expect_err("refused").to_string().contains("65508"));
 }

@@ -23,7 +23,12 @@ impl Mixed {
     fn new(node: u32, daemon: u32) -> Self {
         let node = Node::new(node, 7);
         let daemon = Daemon::new(daemon, node.id, node.identity.public(), 99);
-        Mixed { now: Time::ZERO, node, daemon, lose: 0 }
+        Mixed {
+            now: Time::ZERO,
+            node,
+            daemon,
+            lose: 0,
+        }
     }
 
     /// Passes datagrams to and fro for `duration`, one step a millisecond.
@@ -37,7 +42,9 @@ impl Mixed {
                     let (key, at) = (self.daemon.identity.public(), self.daemon.address);
                     let random = &mut self.node.random;
                     let lend = &mut |space: &mut [u8]| random.fill(space);
-                    self.node.tunnels.peer_key(self.daemon.id, Some(key), Some(at), now, lend);
+                    self.node
+                        .tunnels
+                        .peer_key(self.daemon.id, Some(key), Some(at), now, lend);
                 }
             }
             self.node.turn(now);
@@ -136,7 +143,11 @@ fn a_daemon_loses_its_session_and_counts_anew_under_the_same_key() {
         // A packet under the old session makes the daemon announce and request.
         assert!(mixed.node.send(NodeId(2), mixed.now, b"lost"));
         mixed.run(Duration::from_secs(3));
-        assert!(mixed.daemon.has_session(), "round {round} {:?}", mixed.node.drops);
+        assert!(
+            mixed.daemon.has_session(),
+            "round {round} {:?}",
+            mixed.node.drops
+        );
         mixed.exchange(b"again");
     }
     assert_eq!(mixed.node.dropped(DropReason::OutsideWindow), 0);
@@ -199,9 +210,13 @@ fn what_an_authenticated_peer_may_not_send_is_dropped_by_name() {
         (spoofed_ping, b"", Some(DropReason::SpoofedSource)),
     ] {
         let datagram = mixed.daemon.seal(&fields, payload);
-        let dropped = mixed.node.receive(mixed.now, mixed.daemon.address, &datagram);
+        let dropped = mixed
+            .node
+            .receive(mixed.now, mixed.daemon.address, &datagram);
         assert_eq!(dropped, verdict, "{fields:?}");
-        let again = mixed.node.receive(mixed.now, mixed.daemon.address, &datagram);
+        let again = mixed
+            .node
+            .receive(mixed.now, mixed.daemon.address, &datagram);
         assert_eq!(again, Some(DropReason::Replay));
     }
     for (at, reason) in [(0, DropReason::BadPacket), (33, DropReason::BadChecksum)] {
@@ -210,7 +225,10 @@ fn what_an_authenticated_peer_may_not_send_is_dropped_by_name() {
         sound.write(&mut bytes[20..end]);
         bytes[20 + at] ^= 0x30;
         mixed.daemon.seal_packet(&mut bytes);
-        assert_eq!(mixed.node.receive(mixed.now, mixed.daemon.address, &bytes), Some(reason));
+        assert_eq!(
+            mixed.node.receive(mixed.now, mixed.daemon.address, &bytes),
+            Some(reason)
+        );
     }
     mixed.node.assert_conservation();
 }
@@ -225,19 +243,31 @@ fn a_ping_is_answered_and_a_pong_is_not() {
     ping.source.address.network = 3;
     ping.destination.address.network = 3;
     let datagram = mixed.daemon.seal(&ping, b"pathprobe.v1");
-    assert_eq!(mixed.node.receive(mixed.now, mixed.daemon.address, &datagram), None);
+    assert_eq!(
+        mixed
+            .node
+            .receive(mixed.now, mixed.daemon.address, &datagram),
+        None
+    );
     mixed.node.turn(mixed.now);
     assert_eq!(mixed.node.sent.len(), 1);
     assert_eq!(mixed.node.sent[0].1.len(), 70 + 12);
     mixed.node.sent.clear();
     ping.flags = 2;
     let datagram = mixed.daemon.seal(&ping, b"pathprobe.v1");
-    assert_eq!(mixed.node.receive(mixed.now, mixed.daemon.address, &datagram), None);
+    assert_eq!(
+        mixed
+            .node
+            .receive(mixed.now, mixed.daemon.address, &datagram),
+        None
+    );
     mixed.node.turn(mixed.now);
     assert!(mixed.node.sent.is_empty());
     // A ping whose pong would not fit a datagram of ours is refused, not cut.
     ping.flags = 0;
     let datagram = mixed.daemon.seal(&ping, &[0; 1_331]);
-    let dropped = mixed.node.receive(mixed.now, mixed.daemon.address, &datagram);
+    let dropped = mixed
+        .node
+        .receive(mixed.now, mixed.daemon.address, &datagram);
     assert_eq!(dropped, Some(DropReason::TooLong));
 }

@@ -77,7 +77,9 @@ pub(crate) fn address_of(id: u32) -> SocketAddr {
 
 impl Node {
     pub(crate) fn new(id: u32, seed: u64) -> Self {
-        let identity = Arc::new(Identity::from_seed([u8::try_from(id).expect("small id"); 32]));
+        let identity = Arc::new(Identity::from_seed(
+            [u8::try_from(id).expect("small id"); 32],
+        ));
         let mut node = Node {
             id: NodeId(id),
             address: address_of(id),
@@ -103,12 +105,18 @@ impl Node {
         self.sent.clear();
     }
 
-    pub(crate) fn receive(&mut self, now: Time, source: SocketAddr, datagram: &[u8]) -> Option<DropReason> {
+    pub(crate) fn receive(
+        &mut self,
+        now: Time,
+        source: SocketAddr,
+        datagram: &[u8],
+    ) -> Option<DropReason> {
         self.received += 1;
         let mut bytes = datagram.to_vec();
         let random = &mut self.random;
-        let received =
-            self.tunnels.receive(now, source, &mut bytes, &mut |space| random.fill(space));
+        let received = self
+            .tunnels
+            .receive(now, source, &mut bytes, &mut |space| random.fill(space));
         match received {
             Received::Packet(opened) => {
                 self.delivered.push(opened.payload.to_vec());
@@ -127,14 +135,17 @@ impl Node {
 
     pub(crate) fn connect(&mut self, peer: NodeId, now: Time) -> TunnelHandle {
         let random = &mut self.random;
-        self.tunnels.connect(peer, now, &mut |space| random.fill(space)).expect("there is room")
+        self.tunnels
+            .connect(peer, now, &mut |space| random.fill(space))
+            .expect("there is room")
     }
 
     /// Timeouts, then everything that is to be sent and said.
     pub(crate) fn turn(&mut self, now: Time) {
         let random = &mut self.random;
         while self.tunnels.next_timeout() <= now {
-            self.tunnels.handle_timeout(now, &mut |space| random.fill(space));
+            self.tunnels
+                .handle_timeout(now, &mut |space| random.fill(space));
             Self::drain(&mut self.tunnels, &mut self.sent, now);
         }
         Self::drain(&mut self.tunnels, &mut self.sent, now);
@@ -150,7 +161,12 @@ impl Node {
         }
     }
 
-    pub(crate) fn seal(&mut self, peer: NodeId, now: Time, payload: &[u8]) -> Result<Vec<u8>, SealRefusal> {
+    pub(crate) fn seal(
+        &mut self,
+        peer: NodeId,
+        now: Time,
+        payload: &[u8],
+    ) -> Result<Vec<u8>, SealRefusal> {
         let handle = self.tunnels.find(peer).ok_or(SealRefusal::UnknownTunnel)?;
         let mut bytes = vec![0; payload.len() + 70];
         bytes[PAYLOAD_AT..][..payload.len()].copy_from_slice(payload);
@@ -163,22 +179,30 @@ impl Node {
             acknowledgment: 0,
             window: 0,
         };
-        let length = self.tunnels.seal(handle, now, &packet, &mut bytes, payload.len())?;
+        let length = self
+            .tunnels
+            .seal(handle, now, &packet, &mut bytes, payload.len())?;
         assert_eq!(length, bytes.len());
         Ok(bytes)
     }
 
     /// Seals a packet and sends it to where the tunnel points.
     pub(crate) fn send(&mut self, peer: NodeId, now: Time, payload: &[u8]) -> bool {
-        let Ok(datagram) = self.seal(peer, now, payload) else { return false };
+        let Ok(datagram) = self.seal(peer, now, payload) else {
+            return false;
+        };
         let handle = self.tunnels.find(peer).expect("it sealed");
-        let Some(to) = self.tunnels.endpoint(handle) else { return false };
+        let Some(to) = self.tunnels.endpoint(handle) else {
+            return false;
+        };
         self.sent.push((to, datagram));
         true
     }
 
     pub(crate) fn is_established(&self, peer: NodeId) -> bool {
-        self.tunnels.find(peer).is_some_and(|handle| self.tunnels.is_established(handle))
+        self.tunnels
+            .find(peer)
+            .is_some_and(|handle| self.tunnels.is_established(handle))
     }
 
     pub(crate) fn endpoint(&self, peer: NodeId) -> Option<SocketAddr> {
@@ -265,7 +289,11 @@ impl Pair {
             if next > end {
                 break;
             }
-            assert!(next > self.now || arrival == Some(next), "nothing moves at {:?}", self.now);
+            assert!(
+                next > self.now || arrival == Some(next),
+                "nothing moves at {:?}",
+                self.now
+            );
             self.now = self.now.max(next);
         }
         self.now = end;
@@ -310,7 +338,9 @@ impl Pair {
             let endpoint = known.map(|peer| peer.address);
             let asker = &mut self.nodes[side];
             let random = &mut asker.random;
-            asker.tunnels.peer_key(node, key, endpoint, now, &mut |space| random.fill(space));
+            asker
+                .tunnels
+                .peer_key(node, key, endpoint, now, &mut |space| random.fill(space));
         }
     }
 
@@ -324,7 +354,8 @@ impl Pair {
             let jitter_us = self.random.below(self.weather.jitter_ms * 1_000 + 1);
             let at = self.now + Duration::from_millis(1) + Duration::from_micros(jitter_us);
             self.serial += 1;
-            self.under_way.insert((at, self.serial), (source, to, datagram.to_vec()));
+            self.under_way
+                .insert((at, self.serial), (source, to, datagram.to_vec()));
         }
     }
 }

@@ -7,7 +7,7 @@ use ramjet_proto::ids::NodeId;
 use ramjet_proto::time::Time;
 use ramjet_proto::tunnel::TunnelEvent;
 
-use super::pair::{Node, Pair, Weather, address_of};
+use super::pair::{Node, Pair, Random, Weather, address_of};
 
 const MOMENT: Duration = Duration::from_millis(20);
 
@@ -40,7 +40,10 @@ fn a_dial_establishes_both_ends_and_packets_flow() {
         let up = |event: &TunnelEvent| matches!(event, TunnelEvent::Established { .. });
         assert_eq!(node.events.iter().filter(|event| up(event)).count(), 1);
     }
-    let exchanged = pair.recorded.iter().filter(|(.., bytes)| bytes.starts_with(b"PILA"));
+    let exchanged = pair
+        .recorded
+        .iter()
+        .filter(|(.., bytes)| bytes.starts_with(b"PILA"));
     assert_eq!(exchanged.count(), 2);
 }
 
@@ -64,7 +67,11 @@ fn both_dial_at_once_and_meet_in_one_session() {
 fn a_bad_network_delays_the_exchange_and_doubles_nothing() {
     for seed in 0..40 {
         let mut pair = Pair::new(seed);
-        pair.weather = Weather { loss: 30, duplicates: 20, jitter_ms: 50 };
+        pair.weather = Weather {
+            loss: 30,
+            duplicates: 20,
+            jitter_ms: 50,
+        };
         pair.connect(0);
         if seed % 2 == 0 {
             pair.connect(1);
@@ -80,7 +87,11 @@ fn a_bad_network_delays_the_exchange_and_doubles_nothing() {
             let mut distinct = node.delivered.clone();
             distinct.sort();
             distinct.dedup();
-            assert_eq!(distinct.len(), node.delivered.len(), "seed {seed}: delivered twice");
+            assert_eq!(
+                distinct.len(),
+                node.delivered.len(),
+                "seed {seed}: delivered twice"
+            );
             assert!(!distinct.is_empty());
         }
     }
@@ -120,9 +131,17 @@ fn a_peer_that_is_not_there_is_given_up_after_its_schedule() {
     pair.run(Duration::from_secs(22));
     assert!(pair.nodes[0].events.is_empty());
     pair.run(Duration::from_secs(1));
-    assert_eq!(pair.nodes[0].events, [TunnelEvent::Lost { peer: NodeId(2) }]);
+    assert_eq!(
+        pair.nodes[0].events,
+        [TunnelEvent::Lost { peer: NodeId(2) }]
+    );
     assert_eq!(pair.nodes[0].tunnels.len(), 0);
-    let count = |magic: &[u8]| pair.recorded.iter().filter(|r| r.2.starts_with(magic)).count();
+    let count = |magic: &[u8]| {
+        pair.recorded
+            .iter()
+            .filter(|r| r.2.starts_with(magic))
+            .count()
+    };
     assert_eq!((count(b"PILA"), count(b"PILK")), (8, 8));
 
     pair.weather.loss = 0;
@@ -137,7 +156,10 @@ fn a_peer_that_the_registry_does_not_know_is_given_up_at_once() {
     pair.forget_keys();
     pair.connect(0);
     pair.run(MOMENT);
-    assert_eq!(pair.nodes[0].events, [TunnelEvent::Lost { peer: NodeId(2) }]);
+    assert_eq!(
+        pair.nodes[0].events,
+        [TunnelEvent::Lost { peer: NodeId(2) }]
+    );
     assert_eq!(pair.nodes[0].tunnels.len(), 0);
 
     // Nor does an unknown node get in, or more than one question to the registry in a second.
@@ -150,7 +172,8 @@ fn a_peer_that_the_registry_does_not_know_is_given_up_at_once() {
     assert_eq!(node.receive(pair.now, address_of(1), &announcement), None);
     node.turn(pair.now);
     assert_eq!(node.events, [TunnelEvent::PeerKeyWanted(NodeId(1))]);
-    node.tunnels.peer_key(NodeId(1), None, None, pair.now, &mut |space| space.fill(1));
+    node.tunnels
+        .peer_key(NodeId(1), None, None, pair.now, &mut |space| space.fill(1));
     let again = node.receive(pair.now, address_of(1), &announcement);
     assert_eq!(again, Some(DropReason::UnknownPeer));
     assert_eq!(node.tunnels.len(), 0);
@@ -165,9 +188,16 @@ fn a_registry_that_does_not_answer_is_asked_again_and_then_no_more() {
         node.turn(now);
         now = now + Duration::from_secs(1);
     }
-    let asked = node.events.iter().filter(|e| matches!(e, TunnelEvent::PeerKeyWanted(_))).count();
+    let asked = node
+        .events
+        .iter()
+        .filter(|e| matches!(e, TunnelEvent::PeerKeyWanted(_)))
+        .count();
     assert_eq!(asked, 10);
-    assert_eq!(node.events.last(), Some(&TunnelEvent::Lost { peer: NodeId(2) }));
+    assert_eq!(
+        node.events.last(),
+        Some(&TunnelEvent::Lost { peer: NodeId(2) })
+    );
     assert_eq!(node.tunnels.len(), 0);
 }
 
@@ -221,7 +251,12 @@ fn an_announcement_of_a_former_process_cuts_nothing() {
     let unseen = {
         let mut other = Pair::new(1_000);
         other.connect(1);
-        other.recorded.iter().find(|r| r.2.starts_with(b"PILA")).expect("dialed").clone()
+        other
+            .recorded
+            .iter()
+            .find(|r| r.2.starts_with(b"PILA"))
+            .expect("dialed")
+            .clone()
     };
     former.pop();
     former.push(unseen);
@@ -239,7 +274,11 @@ fn an_announcement_of_a_former_process_cuts_nothing() {
     // Not one packet was lost or sent astray.
     assert_eq!(pair.nodes[0].delivered.len(), 50);
     assert_eq!(pair.nodes[1].delivered.len(), 50);
-    assert!(pair.nodes[0].dropped(DropReason::Replay) > 0, "{:?}", pair.nodes[0].drops);
+    assert!(
+        pair.nodes[0].dropped(DropReason::Replay) > 0,
+        "{:?}",
+        pair.nodes[0].drops
+    );
     let astray = |r: &&(_, _, Vec<u8>)| r.1 == attacker && r.2.starts_with(b"PILS");
     // Pings under the key that nobody holds are all that the attacker can draw.
     assert!(pair.recorded.iter().filter(astray).all(|r| r.2.len() == 83));
@@ -256,7 +295,13 @@ fn keys_are_rotated_under_traffic_without_a_loss() {
         let end = pair.now + Duration::from_secs(5 * 60 * 60);
         while pair.now < end {
             assert!(pair.send(0, b"x"));
-            assert!(pair.send(1, b"x"), "{:?} {:?} {:?}", pair.now, pair.nodes[0].events, pair.nodes[1].events);
+            assert!(
+                pair.send(1, b"x"),
+                "{:?} {:?} {:?}",
+                pair.now,
+                pair.nodes[0].events,
+                pair.nodes[1].events
+            );
             sent += 1;
             pair.run(Duration::from_secs(20));
         }
@@ -282,7 +327,11 @@ fn keys_are_rotated_under_traffic_without_a_loss() {
 fn rotation_survives_a_bad_network() {
     for seed in 0..6 {
         let mut pair = established(seed);
-        pair.weather = Weather { loss: 30, duplicates: 10, jitter_ms: 40 };
+        pair.weather = Weather {
+            loss: 30,
+            duplicates: 10,
+            jitter_ms: 40,
+        };
         let end = pair.now + Duration::from_secs(3 * 60 * 60);
         let mut sent = 0;
         while pair.now < end {
@@ -291,7 +340,10 @@ fn rotation_survives_a_bad_network() {
             pair.run(Duration::from_secs(10));
         }
         let arrived = pair.nodes[1].delivered.len();
-        assert!(arrived * 100 > sent * 60, "seed {seed}: {arrived} of {sent}");
+        assert!(
+            arrived * 100 > sent * 60,
+            "seed {seed}: {arrived} of {sent}"
+        );
         pair.weather = Weather::default();
         pair.run(Duration::from_secs(10));
         assert_traffic(&mut pair, b"clear again");
@@ -315,12 +367,18 @@ fn a_tunnel_in_use_is_kept_alive_and_an_idle_one_is_not() {
 #[test]
 fn a_peer_in_use_that_falls_silent_is_dialed_again_and_lost() {
     let mut pair = established(10);
+    // Idle for so long that nothing watches it but the rotation, then in use again.
+    pair.run(Duration::from_secs(1_000));
+    assert_traffic(&mut pair, b"after a pause");
     pair.weather.loss = 100;
     let mut lost = None;
     for second in 0..120 {
         pair.send(0, b"anybody");
         pair.run(Duration::from_secs(1));
-        if pair.nodes[0].events.contains(&TunnelEvent::Lost { peer: NodeId(2) }) {
+        if pair.nodes[0]
+            .events
+            .contains(&TunnelEvent::Lost { peer: NodeId(2) })
+        {
             lost = Some(second);
             break;
         }
@@ -346,7 +404,10 @@ fn an_authenticated_packet_moves_the_endpoint_and_a_late_one_does_not() {
     let mut forged = pair.nodes[1].seal(NodeId(1), now, b"forged").expect("up");
     forged[40] ^= 1;
     let node = &mut pair.nodes[0];
-    assert_eq!(node.receive(now, address_of(66), &forged), Some(DropReason::BadTag));
+    assert_eq!(
+        node.receive(now, address_of(66), &forged),
+        Some(DropReason::BadTag)
+    );
     assert_eq!(node.endpoint(peer), Some(address_of(77)));
 }
 
@@ -361,4 +422,78 @@ fn a_node_that_changed_its_key_at_the_registry_gets_in_after_a_question() {
     pair.run(Duration::from_secs(1));
     assert!(pair.nodes[0].dropped(DropReason::WrongIdentity) > 0);
     assert_traffic(&mut pair, b"new papers");
+}
+
+/// Whatever two peers lived through, once the weather clears they find each other, and nothing was
+/// delivered twice on the way.
+#[test]
+fn any_history_ends_in_a_working_session() {
+    let seeds = std::env::var("RAMJET_TUNNEL_SEEDS")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    for seed in 0..seeds.unwrap_or(100_u64) {
+        let mut pair = Pair::new(seed);
+        let mut random = Random(seed ^ 0xD1CE);
+        let mut serial = 0_u32;
+        for _ in 0..random.below(40) {
+            let side = usize::try_from(random.below(2)).expect("0 or 1");
+            match random.below(10) {
+                0 => pair.nodes[side].restart(),
+                1 | 2 => pair.connect(side),
+                3 => {
+                    pair.weather = Weather {
+                        loss: random.below(60),
+                        duplicates: random.below(30),
+                        jitter_ms: random.below(200),
+                    };
+                }
+                4 => pair.run(Duration::from_secs(random.below(4_000))),
+                5 => replay_something(&mut pair, &mut random),
+                6 => pair.run(Duration::from_millis(random.below(300))),
+                _ => {
+                    serial += 1;
+                    pair.send(side, &serial.to_be_bytes());
+                    pair.run(Duration::from_millis(random.below(3_000)));
+                }
+            }
+        }
+        for node in &pair.nodes {
+            node.assert_conservation();
+            let mut distinct = node.delivered.clone();
+            distinct.sort();
+            distinct.dedup();
+            assert_eq!(
+                distinct.len(),
+                node.delivered.len(),
+                "seed {seed}: delivered twice"
+            );
+        }
+        pair.weather = Weather::default();
+        // A dial may be under way, or a session that the other side has forgotten.
+        for _ in 0..10 {
+            for side in 0..2 {
+                pair.connect(side);
+                pair.send(side, b"anybody");
+            }
+            pair.run(Duration::from_secs(10));
+        }
+        for side in 0..2 {
+            let to = pair.nodes[side].endpoint(pair.nodes[1 - side].id);
+            assert_eq!(to, Some(pair.nodes[1 - side].address), "seed {seed}");
+        }
+        assert!(pair.both_established(), "seed {seed}");
+        assert_traffic(&mut pair, b"at last");
+    }
+}
+
+/// An attacker sends again what it heard, from its own address.
+fn replay_something(pair: &mut Pair, random: &mut Random) {
+    for _ in 0..random.below(20) {
+        let count = u64::try_from(pair.recorded.len()).expect("fits");
+        if count > 0 {
+            let index = usize::try_from(random.below(count)).expect("fits");
+            let (_, to, datagram) = pair.recorded[index].clone();
+            pair.post(address_of(66), to, &datagram);
+        }
+    }
 }

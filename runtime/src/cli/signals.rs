@@ -38,12 +38,12 @@ impl Signals {
             .name("signals".to_owned())
             .spawn(move || {
                 runtime.block_on(async move {
-                    loop {
+                    for signals in 0_u32.. {
                         let name = tokio::select! {
                             _ = interrupt.recv() => "SIGINT",
                             _ = terminate.recv() => "SIGTERM",
                         };
-                        if sender.try_send(name).is_err() {
+                        if signals > 0 || sender.try_send(name).is_err() {
                             std::process::exit(i32::from(Exit::Interrupted.code()));
                         }
                     }

@@ -100,6 +100,11 @@ impl Requesting {
         self.verdicts.as_ref().map_or(self.totals, |verdicts| verdicts.adjust(self.totals))
     }
 
+    /// Whether the registry stands at receipt `k` or a later one.
+    pub(crate) fn is_settled(&self, k: u32) -> bool {
+        self.settlement.as_ref().is_some_and(|settlement| settlement.k >= k)
+    }
+
     /// Whether its caller still waits.
     pub(crate) fn is_live(&self) -> bool {
         !matches!(self.state, RequestState::Over { .. })
@@ -138,6 +143,8 @@ pub(crate) struct Serving {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Accepting {
     pub(crate) until: Time,
+    /// The connection was lost before the registry answered: if it notifies again, accept again.
+    pub(crate) unanswered: bool,
 }
 
 /// The terms of a channel under `grant`.

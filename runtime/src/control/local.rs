@@ -30,12 +30,15 @@ use super::local_wire::{
     AnswerStatus, KIND_JSON, KIND_PIECE, KIND_TASK, KIND_VERDICT, LocalReply, LocalRequest,
     LocalSubmit, append_answer, append_frame, append_json, frame_len, read_token, read_verdict,
 };
+use crate::job::Verdict;
 use crate::node::{EngageEvent, EngageRequest, NodeError};
 
 /// Connections at a time; a further one is told so and closed.
 const CONNECTIONS_MAX: usize = 64;
 /// Longest JSON from a client.
 const REQUEST_LEN_MAX: usize = 1 << 20;
+/// How long a client that broke the protocol is given to read why.
+const NAMING: std::time::Duration = std::time::Duration::from_millis(200);
 /// Bytes gathered before they are written.
 const WRITE_LEN: usize = 256 << 10;
 
@@ -281,15 +284,28 @@ async fn engage(
     };
     append_json(&mut out, &LocalReply::Submitted { offer, window: WINDOW_MAX });
     let tokens = Tokens::default();
+    let left = Rc::clone(&tokens);
     let inward = Inward { tokens: Rc::clone(&tokens), verdicts: Arc::clone(&verdicts), tasks };
     let mut reading = tokio::task::spawn_local(inward.run(reader));
-    let outward = Outward { writer, out, tokens, verdicts: Arc::clone(&verdicts), answers, events };
+    let mut outward =
+        Outward { writer, out, tokens, verdicts: Arc::clone(&verdicts), answers, events };
     let outcome = tokio::select! {
         outcome = outward.run(&wake) => outcome,
-        fault = &mut reading => Err(fault.unwrap_or_else(io::Error::other)),
+        fault = &mut reading => {
+            let fault = fault.unwrap_or_else(io::Error::other);
+            outward.name(&fault).await;
+            Err(fault)
+        }
     };
     reading.abort();
     if outcome.is_err() {
+        // What was handed over and not rejected is accepted: a worker is not made to pay for a
+        // client that leaves.
+        for (_, state) in std::mem::take(&mut *left.borrow_mut()) {
+            if let TokenState::AwaitingVerdict { busy_ns } = state {
+                verdicts.judge(Verdict::Accept, busy_ns);
+            }
+        }
         leave(&handle, &verdicts, offer);
     }
     outcome
@@ -377,7 +393,7 @@ struct Outward {
 
 impl Outward {
     /// Runs until the last event is written, or the client cannot be written to.
-    async fn run(mut self, wake: &Notify) -> io::Result<()> {
+    async fn run(&mut self, wake: &Notify) -> io::Result<()> {
         let mut open = true;
         loop {
             while let Ok(event) = self.events.try_recv() {
@@ -414,6 +430,16 @@ impl Outward {
                     None => open = false,
                 },
             }
+        }
+    }
+
+    /// Says what the client did wrong, if it still listens. What was being written when it did may
+    /// be cut: then the length of that frame is the last thing it can read.
+    async fn name(&mut self, fault: &io::Error) {
+        if fault.kind() == io::ErrorKind::InvalidData && self.out.is_empty() {
+            append_json(&mut self.out, &LocalReply::Error { error: fault.to_string() });
+            // A client that does not read is not waited for.
+            let _ = tokio::time::timeout(NAMING, self.writer.write_all(&self.out)).await;
         }
     }
 

@@ -6,9 +6,11 @@
 //! | `handle` | what a [`crate::node::Node`] asks of the thread, and how it is answered |
 //! | `thread` | the thread: runtime, the one loop, the carrying-out of decisions |
 //! | `plane` | every decision, as a state machine without input or output |
-//! | `requester`, `serving` | the two halves of the plane: our engagements, and those we serve |
+//! | `requester`, `accounting` | our engagements, and their account |
+//! | `serving`, `peers` | engagements that we serve; who a peer is and where |
+//! | `observe`, `shutdown` | what a node says of itself; its end |
 //! | `engagements` | the tables of both |
-//! | `receipts`, `settle`, `spool` | the account of an engagement: its rules, its way to the registry, its place on disk |
+//! | `receipts`, `settle`, `spool`, `pin` | the account of an engagement: its rules, its way to the registry, its place on disk; the registry's key beside it |
 //! | `link`, `pilot`, `transport`, `backoff` | the registry: protocol state, Pilot messages, framed TCP |
 //! | `advertise` | what the node says of itself |
 //! | `local`, [`local_client`], `local_wire`, `local_job` | the local socket: both ends, their protocol, the job between |
@@ -19,6 +21,7 @@
 //! where it enters, and what is refused is named and counted. If this thread stops for a second,
 //! tasks flow on and only accounting is late.
 
+mod accounting;
 mod advertise;
 mod backoff;
 mod engagements;
@@ -29,6 +32,7 @@ pub mod local_client;
 mod local_job;
 mod local_wire;
 mod observe;
+mod peers;
 mod pilot;
 mod pin;
 mod plane;
@@ -39,6 +43,8 @@ mod serving;
 mod settle;
 mod shutdown;
 mod spool;
+#[cfg(test)]
+mod tests;
 mod thread;
 mod timings;
 mod transport;

@@ -29,6 +29,7 @@ pub(crate) enum Look {
 pub(crate) struct Observer {
     total: Histograms,
     /// Emptied ones, to be lent to workers again: 0.5 MB each.
+    #[expect(clippy::vec_box, reason = "the boxes travel in commands and reports")]
     spare: Vec<Box<Histograms>>,
     workers: usize,
     missing: BTreeSet<usize>,

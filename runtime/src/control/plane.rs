@@ -3,7 +3,8 @@
 //! Feed it: [`Plane::ask`] (callers), [`Plane::report`] (workers), [`Plane::arrival`] (registry),
 //! [`Plane::tick`] (time). Then drain it, in this order: [`Plane::commit`], which makes staged
 //! receipts durable and only then releases the commands that send them; [`Plane::take_commands`];
-//! [`Plane::take_orders`]. The two halves of its work are in `requester` and `serving`.
+//! [`Plane::take_orders`]. What it decides is in `requester`, `accounting`,
+//! `serving`, `peers` and `shutdown`.
 //!
 //! Invariants: no command that carries a receipt is released before the receipt is durable; every
 //! offer and every question that was taken gets exactly one end or answer; tables are bounded.
@@ -24,7 +25,6 @@ use super::engagements::{Accepting, Moment, Requesting, Serving};
 use super::handle::{Ask, Respond};
 use super::link::{Link, News, Tag, kind};
 use super::observe::Observer;
-use super::pilot::{PilotAsk, PilotReply};
 use super::settle::Settler;
 use super::shutdown::Drain;
 use super::spool::Spool;
@@ -33,10 +33,6 @@ use super::vocabulary::{Command, Report, Side};
 use crate::node::NodeError;
 use crate::worker::owner_of;
 
-/// Nodes whose key and endpoint are remembered for when the registry is away.
-const DIRECTORY_MAX: usize = 4_096;
-/// Reports of trust whose answer is awaited.
-const TRUSTS_MAX: usize = 1_024;
 /// Pause before a release or settlement that got no answer is tried again.
 pub(crate) const RETRY: std::time::Duration = std::time::Duration::from_secs(1);
 
@@ -77,6 +73,8 @@ pub(crate) struct Plane {
     pub(crate) accepting: BTreeMap<OfferId, Accepting>,
     pub(crate) observer: Observer,
     pub(crate) drain: Option<Drain>,
+    /// Workers whose thread has ended.
+    pub(crate) ended: BTreeSet<usize>,
     /// Set when the workers have been told to stop.
     pub(crate) stopping: bool,
     /// Why this node cannot go on, if so.
@@ -84,9 +82,9 @@ pub(crate) struct Plane {
     /// Why the registry cannot serve this node, if so: a person has to act.
     pub(crate) registry_fault: Option<String>,
     releases: BTreeMap<EngagementId, Release>,
-    directory: BTreeMap<NodeId, (PublicKey, Option<SocketAddr>)>,
-    looking_up: BTreeSet<NodeId>,
-    trusts: Vec<(NodeId, Respond<()>)>,
+    pub(crate) directory: BTreeMap<NodeId, (PublicKey, Option<SocketAddr>)>,
+    pub(crate) looking_up: BTreeSet<NodeId>,
+    pub(crate) trusts: Vec<(NodeId, Respond<()>)>,
     commands: Vec<(usize, Command)>,
     /// Commands that carry a receipt: released by [`Self::commit`].
     deferred: Vec<(usize, Command)>,
@@ -130,6 +128,7 @@ impl Plane {
             accepting: BTreeMap::new(),
             observer,
             drain: None,
+            ended: BTreeSet::new(),
             stopping: false,
             fatal: None,
             registry_fault: None,
@@ -160,17 +159,7 @@ impl Plane {
                 let body = RequestBody::Engagements { who, limit };
                 self.question(Tag::Engagements(respond), body, at);
             }
-            Ask::Trust(peer, respond) => {
-                if self.trusts.len() >= TRUSTS_MAX {
-                    respond(Err(NodeError(format!(
-                        "{TRUSTS_MAX} reports of trust wait for the registry, the limit; try later"
-                    ))));
-                } else {
-                    self.trusts.push((peer, respond));
-                    self.link.ask_pilot(PilotAsk::Trust(peer), at.now);
-                    self.digest(at);
-                }
-            }
+            Ask::Trust(peer, respond) => self.trust(peer, respond, at),
             Ask::Status(respond) => self.observe(super::observe::Look::Status(respond), at),
             Ask::Histograms(respond) => {
                 self.observe(super::observe::Look::Histograms(respond), at);
@@ -212,7 +201,7 @@ impl Plane {
             Report::Closed { engagement, side: Side::Worker, reason, totals, .. } => {
                 self.serve_closed(engagement, reason, totals, at);
             }
-            Report::Drained { worker } => self.drained(worker),
+            Report::Drained { worker } => self.drained(worker, at),
             Report::Histograms { worker, histograms } => self.observer.take(worker, histograms),
             Report::Stopped { worker, error } => self.worker_stopped(worker, error, at),
         }
@@ -311,16 +300,6 @@ impl Plane {
         for worker in 0..self.config.workers {
             self.commands.push((worker, command()));
         }
-    }
-
-    /// Remembers where a node is and tells its worker.
-    pub(crate) fn introduce(&mut self, node: NodeId, key: PublicKey, endpoint: Option<SocketAddr>) {
-        if self.directory.len() >= DIRECTORY_MAX && !self.directory.contains_key(&node) {
-            // Any one may go: it costs a question to the registry when it is wanted again.
-            self.directory.pop_first();
-        }
-        self.directory.insert(node, (key, endpoint));
-        self.command(node, Command::Peer { node, key: Some(key), endpoint });
     }
 
     /// Wants the engagement released at the registry, now or when it is back.
@@ -504,7 +483,12 @@ impl Plane {
                 }
             }
             // The grant may have been made all the same; its requester will present it.
-            Tag::Accept(_) => self.count("accepts_unanswered"),
+            Tag::Accept(offer) => {
+                self.count("accepts_unanswered");
+                if let Some(accepting) = self.accepting.get_mut(&offer) {
+                    accepting.unanswered = true;
+                }
+            }
             Tag::Settle(engagement) => self.settler.put_off(engagement, at.now, RETRY),
             Tag::Release(engagement) => {
                 if let Some(release) = self.releases.get_mut(&engagement) {
@@ -531,73 +515,6 @@ impl Plane {
             Push::Released { engagement, reason } => {
                 self.released(engagement, &reason, at);
             }
-        }
-    }
-
-    // ---- peers and trust ----
-
-    /// A worker wants a node's key: from what we know, or from the registry.
-    fn peer_wanted(&mut self, node: NodeId, at: Moment) {
-        if node == self.node {
-            self.command(node, Command::Peer { node, key: None, endpoint: None });
-            return;
-        }
-        let known = self.directory.get(&node).copied();
-        // A grant's word, or an earlier lookup's, is enough while the registry is away.
-        if let Some((key, endpoint)) = known {
-            self.command(node, Command::Peer { node, key: Some(key), endpoint });
-            return;
-        }
-        if self.looking_up.len() < DIRECTORY_MAX && self.looking_up.insert(node) {
-            self.link.ask_pilot(PilotAsk::Lookup(node), at.now);
-            self.digest(at);
-        }
-    }
-
-    fn pilot(&mut self, ask: PilotAsk, reply: Result<PilotReply, String>, at: Moment) {
-        match ask {
-            PilotAsk::Lookup(node) => {
-                self.looking_up.remove(&node);
-                match reply {
-                    Ok(PilotReply::Found { key, endpoint }) => {
-                        self.introduce(node, key, endpoint);
-                        if endpoint.is_none() {
-                            self.link.ask_pilot(PilotAsk::Resolve(node), at.now);
-                        }
-                    }
-                    Ok(PilotReply::Refused(_)) => {
-                        self.count("peers_unknown");
-                        self.command(node, Command::Peer { node, key: None, endpoint: None });
-                    }
-                    // The worker asks again while it is wanted.
-                    Ok(_) | Err(_) => self.count("lookups_failed"),
-                }
-            }
-            PilotAsk::Resolve(node) => match (reply, self.directory.get(&node)) {
-                (Ok(PilotReply::Endpoint(endpoint)), Some((key, _))) => {
-                    self.introduce(node, *key, Some(endpoint));
-                }
-                // A private node that does not trust us: it has to come to us.
-                _ => self.count("endpoints_hidden"),
-            },
-            PilotAsk::Trust(node) => {
-                let Some(index) = self.trusts.iter().position(|(peer, _)| *peer == node) else {
-                    return;
-                };
-                let (_, respond) = self.trusts.remove(index);
-                respond(match reply {
-                    Ok(PilotReply::Done) => Ok(()),
-                    Ok(PilotReply::Refused(why) | PilotReply::Unreadable(why)) => {
-                        Err(NodeError(format!("trust with node {node}: {why}")))
-                    }
-                    Ok(other) => Err(NodeError(format!("trust with node {node}: {other:?}"))),
-                    Err(why) => Err(NodeError(format!("trust with node {node}: {why}"))),
-                });
-            }
-            PilotAsk::Register
-            | PilotAsk::Visibility
-            | PilotAsk::Hostname
-            | PilotAsk::Heartbeat => {}
         }
     }
 }

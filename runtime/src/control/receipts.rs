@@ -279,3 +279,148 @@ fn within(receipt: &Receipt, made: &Totals) -> Result<(), ReceiptRefusal> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const ENGAGEMENT: EngagementId = EngagementId(5);
+
+    fn ends() -> (Identity, Identity) {
+        (Identity::from_seed([1; 32]), Identity::from_seed([2; 32]))
+    }
+
+    fn accounts() -> (RequesterAccount, WorkerAccount) {
+        let (requester, worker) = ends();
+        let ours = RequesterAccount::new(ENGAGEMENT, worker.public());
+        (ours, WorkerAccount::new(ENGAGEMENT, requester.public()))
+    }
+
+    fn totals(accepted: u64, failed: u64) -> Totals {
+        Totals {
+            done: accepted,
+            accepted,
+            failed,
+            busy_ns: accepted * 10,
+            staged_ns: accepted,
+            ..Totals::default()
+        }
+    }
+
+    #[test]
+    fn a_worker_signs_for_less_than_it_made_but_never_for_more() {
+        let (requester, worker) = ends();
+        let (mut ours, mut theirs) = accounts();
+        let receipt = ours.next(&totals(10, 2)).expect("work to sign for");
+        let half = ours.sign(receipt, &requester).encode();
+        let short = totals(9, 2);
+        assert_eq!(
+            theirs.examine(&half, &short),
+            Err(ReceiptRefusal::MoreThanMade {
+                what: "accepted and rejected",
+                claimed: 10,
+                made: 9
+            })
+        );
+        let busy = Totals { busy_ns: 99, ..totals(10, 2) };
+        assert_eq!(
+            theirs.examine(&half, &busy),
+            Err(ReceiptRefusal::MoreThanMade { what: "busy_ns", claimed: 100, made: 99 })
+        );
+        let Ok(Examined::Fresh(fresh)) = theirs.examine(&half, &totals(11, 2)) else {
+            panic!("less than was made is the requester's word");
+        };
+        let whole = theirs.countersign(fresh, &worker);
+        assert_eq!(theirs.examine(&half, &totals(11, 2)), Ok(Examined::Repeated(whole)));
+        let taken = ours.countersigned(&whole.encode(), &requester.public());
+        assert_eq!(taken, Ok(Some(whole)));
+        assert_eq!(ours.countersigned(&whole.encode(), &requester.public()), Ok(None));
+        assert_eq!(ours.next(&totals(10, 2)), None, "nothing new to sign for");
+    }
+
+    #[test]
+    fn contradictions_and_forgeries_are_told_apart() {
+        let (requester, worker) = ends();
+        let (mut ours, mut theirs) = accounts();
+        let made = totals(100, 0);
+        let first = ours.next(&totals(10, 0)).expect("work");
+        let half = ours.sign(first, &requester);
+        let Ok(Examined::Fresh(fresh)) = theirs.examine(&half.encode(), &made) else {
+            panic!("in order")
+        };
+        theirs.countersign(fresh, &worker);
+        let second = ours.next(&totals(20, 0)).expect("work");
+        let forged = second.sign(&worker).encode();
+        assert_eq!(theirs.examine(&forged, &made), Err(ReceiptRefusal::BadSignature("requester")));
+        let shrunk = Receipt { accepted: 9, ..second }.sign(&requester).encode();
+        assert_eq!(
+            theirs.examine(&shrunk, &made),
+            Err(ReceiptRefusal::Contradiction { k: 2, newest: 1 })
+        );
+        let twin = Receipt { accepted: 11, ..first }.sign(&requester).encode();
+        assert_eq!(
+            theirs.examine(&twin, &made),
+            Err(ReceiptRefusal::Contradiction { k: 1, newest: 1 })
+        );
+        let unchained = Receipt { previous: [9; 32], ..second }.sign(&requester).encode();
+        assert_eq!(theirs.examine(&unchained, &made), Err(ReceiptRefusal::BrokenChain { k: 2 }));
+        let other = EngagementId(6);
+        let foreign = Receipt { engagement: other, ..second }.sign(&requester).encode();
+        assert_eq!(theirs.examine(&foreign, &made), Err(ReceiptRefusal::WrongEngagement(other)));
+        // The worker cannot countersign what it was never sent, nor forge the requester's half.
+        let invented = second.sign(&requester).countersign(&worker).encode();
+        let key = requester.public();
+        assert_eq!(ours.countersigned(&invented, &key), Err(ReceiptRefusal::NeverSent { k: 2 }));
+        let forged = Receipt { accepted: 90, ..first }.sign(&worker).countersign(&worker).encode();
+        assert_eq!(
+            ours.countersigned(&forged, &key),
+            Err(ReceiptRefusal::BadSignature("requester"))
+        );
+        assert_eq!(
+            ours.countersigned(&half.encode(), &key),
+            Err(ReceiptRefusal::BadSignature("worker"))
+        );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        /// Whatever is lost or repeated between the two ends: both agree on the newest receipt
+        /// with both signatures once one more exchange gets through, and it never claims more
+        /// than was made nor less than an earlier one.
+        #[test]
+        fn both_ends_come_to_the_same_account(
+            steps in prop::collection::vec((0_u64..50, 0_u64..5, any::<bool>(), any::<bool>()), 1..12),
+        ) {
+            let (requester, worker) = ends();
+            let key = requester.public();
+            let (mut ours, mut theirs) = accounts();
+            let mut so_far = Totals::default();
+            let mut sent: Option<SignedReceipt> = None;
+            let mut last = Receipt::default();
+            let final_step = (1, 0, true, true);
+            for (accepted, failed, arrives, returns) in steps.into_iter().chain([final_step]) {
+                so_far = totals(so_far.accepted + accepted, so_far.failed + failed);
+                if let Some(receipt) = ours.next(&so_far) {
+                    sent = Some(ours.sign(receipt, &requester));
+                }
+                let Some(half) = sent.filter(|_| arrives) else { continue };
+                let whole = match theirs.examine(&half.encode(), &so_far) {
+                    Ok(Examined::Fresh(fresh)) => theirs.countersign(fresh, &worker),
+                    Ok(Examined::Repeated(whole)) => whole,
+                    Err(refusal) => panic!("{refusal}"),
+                };
+                prop_assert!(whole.receipt == last || whole.receipt.k > last.k);
+                prop_assert!(covered(&whole.receipt) >= covered(&last));
+                last = whole.receipt;
+                if returns {
+                    prop_assert!(ours.countersigned(&whole.encode(), &key).is_ok());
+                }
+            }
+            prop_assert!(!ours.in_flight());
+            prop_assert_eq!(ours.whole(), theirs.whole());
+            prop_assert_eq!(covered(&last), so_far.accepted + so_far.failed);
+        }
+    }
+}

@@ -12,9 +12,9 @@
 use ramjet_proto::addr::Address;
 use ramjet_proto::ids::{EngagementId, OfferId};
 use ramjet_proto::market::message::{
-    Base64Bytes, Diagnosis, GrantMessage, ReplyBody, RequestBody, Settlement,
+    Base64Bytes, Diagnosis, GrantMessage, ReplyBody, RequestBody,
 };
-use ramjet_proto::market::{Offer, RECEIPT_LEN, SignedGrant};
+use ramjet_proto::market::{Offer, SignedGrant};
 use ramjet_proto::time::Time;
 
 use super::engagements::{
@@ -25,13 +25,10 @@ use super::handle::EngageAsk;
 use super::link::Tag;
 use super::plane::{Plane, RETRY};
 use super::receipts::RequesterAccount;
-use super::vocabulary::{CloseReason, Command, Side, Totals};
+use super::vocabulary::{CloseReason, Command, Totals};
 use crate::job::Job;
 use crate::node::{EngageEnd, EngageEvent, EngageOutcome, NodeError};
 
-/// A receipt without its countersignature is not replaced sooner than this: a round trip and two
-/// syncs fit, and a worker is not flooded by a requester that is always due.
-const REPLACE: std::time::Duration = std::time::Duration::from_millis(50);
 /// A row whose channel never reports its end is dropped after this.
 const OVER_MAX: std::time::Duration = std::time::Duration::from_secs(60);
 
@@ -195,8 +192,13 @@ impl Plane {
             return;
         }
         self.introduce(grant.worker, grant.worker_key, endpoint(worker_endpoint));
-        let terms = terms(&grant, 0, grant.concurrency, self.config.unsigned_max, at);
+        let mut terms = terms(&grant, 0, grant.concurrency, self.config.unsigned_max, at);
         let Some(row) = self.requesting.get_mut(&id) else { return };
+        if row.verdicts.is_some() {
+            // A job that judges later ends when its last result is judged, not when its last task
+            // is answered: it says so itself. The other end holds it to the grant.
+            terms.tasks = u64::MAX;
+        }
         if row.offer.skill != grant.skill {
             self.count("grants_for_another_skill");
             self.release(grant.engagement, CloseReason::BadGrant.label(), at);
@@ -272,96 +274,6 @@ impl Plane {
         }
     }
 
-    /// Signs the next receipt if there is anything to sign for, and if the last one has had its
-    /// chance to come back.
-    fn sign_receipt(&mut self, engagement: EngagementId, at: Moment) {
-        let Some(row) = self.by_engagement.get(&engagement).and_then(|id| self.requesting.get_mut(id))
-        else {
-            return;
-        };
-        let last = matches!(row.state, RequestState::Accounting { .. });
-        let judged = row.judged();
-        let Some(granted) = &mut row.granted else { return };
-        if granted.account.in_flight() && !last && at.now.since(row.receipt_at) < REPLACE {
-            return;
-        }
-        row.receipt_due = false;
-        row.receipt_at = at.now;
-        let Some(receipt) = granted.account.next(&judged) else { return };
-        let half = granted.account.sign(receipt, &self.config.identity);
-        let worker = granted.worker;
-        self.spool.put(Side::Requester, &granted.bytes, half, false);
-        let receipt = Box::new(half.encode());
-        self.command_after_commit(worker, Command::Receipt { engagement, receipt });
-        self.count("receipts_signed");
-    }
-
-    /// The worker's countersignature came back.
-    pub(crate) fn countersigned(
-        &mut self,
-        engagement: EngagementId,
-        bytes: &[u8; RECEIPT_LEN],
-        at: Moment,
-    ) {
-        let ours = self.config.identity.public();
-        let Some(row) = self.by_engagement.get(&engagement).and_then(|id| self.requesting.get_mut(id))
-        else {
-            self.count("receipt_unknown_engagement");
-            return;
-        };
-        let last = matches!(row.state, RequestState::Accounting { .. });
-        let due = row.receipt_due;
-        let Some(granted) = &mut row.granted else { return };
-        match granted.account.countersigned(bytes, &ours) {
-            Ok(Some(whole)) => {
-                self.spool.put(Side::Requester, &granted.bytes, whole, true);
-                let newest = !granted.account.in_flight();
-                self.count("receipts_countersigned");
-                if last && newest {
-                    self.settler.want(whole, at.now);
-                } else if due {
-                    self.sign_receipt(engagement, at);
-                }
-            }
-            Ok(None) => self.count("receipts_repeated"),
-            Err(refusal) => {
-                self.count(refusal.counter());
-                tracing::warn!(%engagement, %refusal, "countersigned receipt refused");
-            }
-        }
-    }
-
-    /// Every task has its answer: sign for the rest, settle, and only then say so.
-    pub(crate) fn job_done(
-        &mut self,
-        engagement: EngagementId,
-        totals: Totals,
-        job: Box<dyn Job>,
-        at: Moment,
-    ) {
-        let until = at.now + self.config.timings.grace;
-        let Some(&id) = self.by_engagement.get(&engagement) else { return };
-        let Some(row) = self.requesting.get_mut(&id) else { return };
-        (row.totals, row.job) = (totals, Some(job));
-        if !row.is_live() {
-            return;
-        }
-        row.state = RequestState::Accounting { until };
-        self.sign_receipt(engagement, at);
-        let Some(row) = self.requesting.get(&id) else { return };
-        let Some(granted) = &row.granted else { return };
-        if granted.account.in_flight() {
-            return;
-        }
-        match granted.account.whole().copied() {
-            Some(whole) if !is_settled(row, whole.receipt.k) => {
-                self.settler.want(whole, at.now);
-            }
-            // Nothing was accounted for, or all of it is settled.
-            _ => self.finish(id, EngageOutcome::Settled, at),
-        }
-    }
-
     /// The channel is gone.
     pub(crate) fn closed(
         &mut self,
@@ -380,7 +292,7 @@ impl Plane {
         }
         let Some(granted) = &row.granted else { return };
         let whole = granted.account.whole().copied();
-        let owed = whole.filter(|whole| !is_settled(row, whole.receipt.k));
+        let owed = whole.filter(|whole| !row.is_settled(whole.receipt.k));
         match &row.state {
             RequestState::Over { .. } => {
                 self.drop_row(id, engagement);
@@ -400,69 +312,6 @@ impl Plane {
             }
             None => self.finish(id, outcome, at),
         }
-    }
-
-    /// The registry settled a receipt of an engagement of ours, on either side.
-    pub(crate) fn settled(&mut self, settlement: &Settlement, at: Moment) {
-        let engagement = settlement.engagement;
-        if settlement.worker == self.node {
-            self.polo = Some(settlement.worker_polo.1);
-        }
-        if settlement.requester == self.node {
-            self.polo = Some(settlement.requester_polo.1);
-        }
-        self.spool.settled(engagement, settlement.k);
-        self.settler.settled(engagement, settlement.k);
-        if let Some(&id) = self.by_engagement.get(&engagement)
-            && let Some(row) = self.requesting.get_mut(&id)
-            && row.is_live()
-        {
-            if row.settlement.as_ref().is_none_or(|earlier| earlier.k <= settlement.k) {
-                row.settlement = Some(settlement.clone());
-            }
-            let newest = row.granted.as_ref().map_or(0, |granted| granted.account.newest_k());
-            let whole = row.granted.as_ref().map_or(0, |granted| granted.account.whole_k());
-            let outcome = match &row.state {
-                RequestState::Accounting { .. } if settlement.k >= newest => {
-                    Some(EngageOutcome::Settled)
-                }
-                RequestState::Ending { outcome, .. } if settlement.k >= whole => {
-                    Some(outcome.clone())
-                }
-                _ => None,
-            };
-            row.events.tell_settled(settlement, outcome.is_some());
-            if let Some(outcome) = outcome {
-                self.finish(id, outcome, at);
-            }
-        }
-        self.tidy_spool(engagement);
-    }
-
-    /// The registry will never settle this receipt.
-    pub(crate) fn settlement_refused(
-        &mut self,
-        engagement: EngagementId,
-        refusal: &ramjet_proto::market::message::Refusal,
-        at: Moment,
-    ) {
-        self.count("settlements_refused");
-        tracing::error!(%engagement, code = ?refusal.code, reason = %refusal.reason,
-            "settlement refused; the receipt leaves the spool");
-        self.settler.forget(engagement);
-        if let Some(&id) = self.by_engagement.get(&engagement) {
-            let outcome = match self.requesting.get(&id).map(|row| &row.state) {
-                Some(RequestState::Accounting { .. }) => {
-                    Some(EngageOutcome::Refused(refusal.clone()))
-                }
-                Some(RequestState::Ending { outcome, .. }) => Some(outcome.clone()),
-                _ => None,
-            };
-            if let Some(outcome) = outcome {
-                self.finish(id, outcome, at);
-            }
-        }
-        self.spool.remove(engagement);
     }
 
     /// The caller does not want it any more.
@@ -568,6 +417,10 @@ impl Plane {
                 let text = self.link.away_text();
                 self.finish(id, EngageOutcome::NoRegistry(text), at);
             }
+            RequestState::Offered { until, .. } if away && at.now >= *until + grace => {
+                let text = self.link.away_text();
+                self.finish(id, EngageOutcome::NoRegistry(text), at);
+            }
             RequestState::Offered { until, asked_again } if at.now >= *until && !away => {
                 if std::mem::replace(asked_again, true) {
                     let text = format!("the registry does not say what became of offer {id}");
@@ -617,8 +470,4 @@ impl Plane {
 
 fn deadline(offer: &Offer) -> std::time::Duration {
     std::time::Duration::from_millis(u64::from(offer.accept_deadline_ms))
-}
-
-fn is_settled(row: &Requesting, k: u32) -> bool {
-    row.settlement.as_ref().is_some_and(|settlement| settlement.k >= k)
 }

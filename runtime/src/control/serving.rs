@@ -30,7 +30,7 @@ impl Plane {
         // The grant may be presented for as long as the offer could be granted and opened.
         let wait = std::time::Duration::from_millis(u64::from(offer.accept_deadline_ms));
         let until = at.now + wait + self.config.timings.open;
-        self.accepting.insert(offer.offer, Accepting { until });
+        self.accepting.insert(offer.offer, Accepting { until, unanswered: false });
         let signature = Base64Bytes(signature.to_vec());
         let body = RequestBody::Accept { terms, signature };
         self.link.ask_market(Tag::Accept(offer.offer), body, at.now);
@@ -53,8 +53,8 @@ impl Plane {
         if !policy_allows(*policy, requester_polo, self.polo) {
             return Err("offers_declined_gate");
         }
-        if self.accepting.contains_key(&offer.offer) {
-            return Err("offers_declined_repeated");
+        if let Some(accepting) = self.accepting.get(&offer.offer) {
+            return if accepting.unanswered { Ok(()) } else { Err("offers_declined_repeated") };
         }
         let taken = self.serving.len() + self.accepting.len();
         if taken >= self.config.engagements_max || self.accepting.len() >= ACCEPTING_MAX {

@@ -7,6 +7,7 @@
 //! What could not be settled stays in the spool and is settled after the next start.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use ramjet_proto::ids::{EngagementId, OfferId};
 use ramjet_proto::time::Time;
@@ -19,6 +20,14 @@ use super::vocabulary::{CloseReason, Command};
 use crate::node::{EngageOutcome, NodeError};
 use crate::worker::owner_of;
 
+/// Workers report how an engagement stands every 200 ms while it moves; whoever has been quiet for
+/// longer than this has said its last word.
+const QUIET: Duration = Duration::from_millis(300);
+
+/// How long a closed channel may take to say that it has closed: some round trips. A peer that is
+/// gone never does.
+const CLOSING: Duration = Duration::from_secs(1);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Work,
@@ -30,6 +39,9 @@ pub(crate) struct Drain {
     respond: Option<Respond<()>>,
     phase: Phase,
     until: Time,
+    /// Before this, what the workers have made, or that they have closed, may not have been
+    /// reported yet.
+    quiet_at: Time,
     /// Workers in which something may still run.
     busy: BTreeSet<usize>,
 }
@@ -46,7 +58,10 @@ impl Plane {
             respond: Some(respond),
             phase: Phase::Work,
             until: at.now + self.config.timings.drain,
-            busy: (0..self.config.workers).filter(|_| running).collect(),
+            quiet_at: at.now + QUIET,
+            busy: (0..self.config.workers)
+                .filter(|worker| running && !self.ended.contains(worker))
+                .collect(),
         });
         self.advertiser.hurry(at.now);
         if running {
@@ -78,15 +93,17 @@ impl Plane {
         self.tick(at);
     }
 
-    pub(crate) fn drained(&mut self, worker: usize) {
+    pub(crate) fn drained(&mut self, worker: usize, at: Moment) {
         if let Some(drain) = &mut self.drain {
             drain.busy.remove(&worker);
+            drain.quiet_at = at.now + QUIET;
         }
     }
 
     /// A worker thread has ended.
     pub(crate) fn worker_stopped(&mut self, worker: usize, error: Option<String>, at: Moment) {
-        self.drained(worker);
+        self.ended.insert(worker);
+        self.drained(worker, at);
         if self.stopping && error.is_none() {
             return;
         }
@@ -134,12 +151,18 @@ impl Plane {
         let late = at.now >= drain.until;
         let live = self.requesting.values().any(super::engagements::Requesting::is_live);
         // A requester has until the end of this phase to sign for what it holds.
-        let signed = || self.serving.values().all(|row| is_signed(&row.account, &row.totals));
+        let signed = || {
+            let all = self.serving.values().all(|row| is_signed(&row.account, &row.totals));
+            all && (at.now >= drain.quiet_at || self.serving.is_empty())
+        };
         match drain.phase {
             Phase::Work if late || (!live && drain.busy.is_empty() && signed()) => {
                 self.close_all(at);
             }
             Phase::Settle => {
+                if at.now >= drain.quiet_at {
+                    self.give_up_channels(at);
+                }
                 let owed = self.settler.len() > 0 || self.is_releasing();
                 let open = live || !self.serving.is_empty();
                 if late || (!open && (!owed || !self.link.is_ready())) {
@@ -155,6 +178,7 @@ impl Plane {
         if let Some(drain) = &mut self.drain {
             drain.phase = Phase::Settle;
             drain.until = at.now + grace;
+            drain.quiet_at = at.now + CLOSING;
         }
         let ours: Vec<OfferId> = self.requesting.keys().copied().collect();
         for id in ours {
@@ -170,6 +194,15 @@ impl Plane {
         }
         self.settler.hurry();
         self.tick_drain(at);
+    }
+
+    /// Channels whose peers do not answer any more are released all the same.
+    fn give_up_channels(&mut self, at: Moment) {
+        let left: Vec<_> =
+            self.serving.iter().map(|(engagement, row)| (*engagement, row.totals)).collect();
+        for (engagement, totals) in left {
+            self.serve_closed(engagement, CloseReason::Draining, totals, at);
+        }
     }
 
     fn stop(&mut self, at: Moment) {

@@ -110,8 +110,8 @@ pub enum Command {
         /// When it ends.
         expires_at: ramjet_proto::time::Time,
     },
-    /// Ends an engagement: a requester's outstanding tasks are answered `Cancelled`, a worker
-    /// finishes what runs. Answered by [`Report::Closed`].
+    /// Ends an engagement: a requester's outstanding tasks are answered `Cancelled`, a worker drops
+    /// the channel and what still runs on it. Answered by [`Report::Closed`].
     Close {
         /// The engagement.
         engagement: EngagementId,

@@ -39,7 +39,7 @@ const _: () = assert!(TRAIN_DATAGRAMS_MAX * DATAGRAM_LEN_MAX <= 65_507);
 const _: () = assert!(TRAIN_STRIDE >= (TRAIN_DATAGRAMS_MAX + 1) * DATAGRAM_LEN_MAX);
 const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two());
 
-/// Bytes that one worker's arenas take: printed with the plan at start.
+/// Bytes that one worker's arenas take.
 pub const ARENA_BYTES: usize =
     RECEIVE_BUFFERS as usize * RECEIVE_STRIDE + SEND_TRAINS as usize * TRAIN_STRIDE;
 

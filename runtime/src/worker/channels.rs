@@ -158,12 +158,19 @@ impl Channels {
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.by_engagement.len()
+        self.places.len() - self.free.len()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.by_engagement.is_empty()
+        self.len() == 0
+    }
+
+    /// Gives an admitted channel the name of its engagement; false if another channel has it.
+    pub fn name(&mut self, place: u32) -> bool {
+        let Some(channel) = self.at(place) else { return false };
+        let key = (channel.engagement, channel.side());
+        *self.by_engagement.entry(key).or_insert(place) == place
     }
 
     /// The place of a frame's channel.
@@ -220,12 +227,15 @@ impl Channels {
     /// already.
     pub fn insert(&mut self, mut channel: Channel) -> Option<u32> {
         let side = channel.side();
-        let key = (channel.engagement, side);
         let number = usize::from(channel.channel.0);
-        if self.len() >= CHANNELS_MAX
-            || number >= CHANNELS_PER_TUNNEL_MAX
-            || self.by_engagement.contains_key(&key)
-        {
+        if self.len() >= CHANNELS_MAX || number >= CHANNELS_PER_TUNNEL_MAX {
+            return None;
+        }
+        // What a requester claims before control has seen its grant must not stand in the way of
+        // whoever the engagement belongs to: such a channel gets its name when it is admitted.
+        let claimed = matches!(&channel.end, End::Serve(ServeEnd { slots: None }));
+        let key = (channel.engagement, side);
+        if !claimed && self.by_engagement.contains_key(&key) {
             return None;
         }
         channel.generation = self.next_generation;
@@ -237,7 +247,9 @@ impl Channels {
             u32::try_from(self.places.len() - 1).expect("at most CHANNELS_MAX")
         });
         numbers[number] = place + 1;
-        self.by_engagement.insert(key, place);
+        if !claimed {
+            self.by_engagement.insert(key, place);
+        }
         self.places[place as usize] = Some(Box::new(channel));
         Some(place)
     }
@@ -252,7 +264,10 @@ impl Channels {
                 *number = 0;
             }
         }
-        self.by_engagement.remove(&(channel.engagement, side));
+        let key = (channel.engagement, side);
+        if self.by_engagement.get(&key) == Some(&place) {
+            self.by_engagement.remove(&key);
+        }
         self.free.push(place);
         Some(channel)
     }

@@ -45,6 +45,7 @@ pub use socket::bind_group;
 pub use turn::owner_of;
 
 use std::net::{SocketAddr, UdpSocket};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use ramjet_proto::identity::Identity;
@@ -164,7 +165,16 @@ fn spawn(
     let pool = pool.map(Pool::sender);
     let thread = std::thread::Builder::new()
         .name(format!("ramjet-worker-{}", plan.index))
-        .spawn(move || run(plan, sender, pool, inbox, peers, counters, &started))
+        .spawn(move || {
+            let (index, last_words) = (plan.index, sender.clone());
+            let work = AssertUnwindSafe(|| run(plan, sender, pool, inbox, peers, counters, &started));
+            if catch_unwind(work).is_err() {
+                // A broken invariant ends the worker; control ends what ran on it, by name. It may
+                // be gone itself, and then nobody is left to tell.
+                let error = Some("a bug stopped it; its message is on standard error".to_owned());
+                let _ = last_words.push(Report::Stopped { worker: index, error });
+            }
+        })
         .map_err(|error| format!("worker thread: {error}"))?;
     match start.recv() {
         Ok(Ok(())) => Ok(WorkerHandle { inbox: handle_inbox, counters: handle_counters, thread }),

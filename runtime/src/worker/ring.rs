@@ -296,6 +296,16 @@ impl Ring {
     }
 }
 
+impl Drop for Ring {
+    /// Takes everything back from the kernel before the memory it works on is freed.
+    fn drop(&mut self) {
+        let all = io_uring::types::CancelBuilder::any();
+        let patience = Timespec::new().sec(1);
+        // Nothing in flight is an error here, and none that could be mended.
+        let _ = self.ring.submitter().register_sync_cancel(Some(patience), all);
+    }
+}
+
 impl SendHeader {
     fn empty() -> Self {
         SendHeader {

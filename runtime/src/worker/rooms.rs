@@ -53,7 +53,9 @@ impl Reporter {
         // A peer repeats what it wants, and progress is told again; the rest must not be lost.
         let repeatable = matches!(
             report,
-            Report::PeerWanted { .. } | Report::Progress { .. } | Report::Receipt { .. }
+            Report::PeerWanted { .. }
+                | Report::Progress { receipt_due: false, .. }
+                | Report::Receipt { side: Side::Worker, .. }
         );
         if repeatable || self.backlog.len() >= BACKLOG_MAX {
             counters.drop_send(DropReason::ControlBusy, 1);
@@ -199,7 +201,7 @@ impl Rooms {
     fn answer_stranger(&mut self, tunnel: TunnelHandle, side: Side, frame: &Frame<'_>) {
         let kind = match frame.kind {
             Kind::Close => Kind::Closed,
-            Kind::Task | Kind::Ping | Kind::Receipt if side == Side::Worker => Kind::Close,
+            Kind::Task | Kind::TaskPart | Kind::Ping | Kind::Receipt if side == Side::Worker => Kind::Close,
             _ => return,
         };
         let reason = if kind == Kind::Close { CloseReason::Lost as u32 } else { frame.auxiliary };
@@ -275,6 +277,8 @@ impl Rooms {
                 }
                 end.job.take()
             }
+            // Never admitted: the engagement is a stranger's claim, and control knows of none.
+            End::Serve(end) if end.slots.is_none() => return,
             End::Serve(_) => None,
         };
         let report = Report::Closed {

@@ -43,11 +43,12 @@ impl Rooms {
         let engagement = signed.grant.engagement;
         if let Some(place) = self.channels.find(tunnel, Side::Worker, number) {
             let known = self.channels.at(place).expect("found above");
-            if known.engagement != engagement {
-                return Err(DropReason::OutOfOrder);
+            if known.engagement == engagement {
+                self.tell_opened(place);
+                return Err(DropReason::Duplicate);
             }
-            self.tell_opened(place);
-            return Err(DropReason::Duplicate);
+            // The requester uses the number again: it has given the old channel up.
+            self.end(place, CloseReason::Lost);
         }
         if self.draining.is_some() {
             self.tell(tunnel, number, Kind::Close, Side::Worker, CloseReason::Draining as u32);
@@ -76,11 +77,17 @@ impl Rooms {
     /// Control admits a channel.
     pub(super) fn admit(&mut self, now: Time, tunnel: TunnelHandle, number: ChannelId, terms: ChannelTerms) {
         let Some(place) = self.channels.find(tunnel, Side::Worker, number) else { return };
-        let channel = self.channels.at_mut(place).expect("found above");
-        let End::Serve(end) = &mut channel.end else { return };
-        if end.slots.is_some() || channel.engagement != terms.engagement {
+        let channel = self.channels.at(place).expect("found above");
+        let waits = matches!(&channel.end, End::Serve(ServeEnd { slots: None }));
+        if !waits || channel.engagement != terms.engagement {
             return;
         }
+        if !self.channels.name(place) {
+            self.refuse_channel(tunnel, number, CloseReason::Full);
+            return;
+        }
+        let channel = self.channels.at_mut(place).expect("found above");
+        let End::Serve(end) = &mut channel.end else { return };
         let limits = ServingLimits {
             credits: terms.credits,
             tasks: terms.tasks,

@@ -13,7 +13,7 @@ use ramjet_proto::wire::limits::{RECEIVED_LEN_MAX, SEALED_HEADER_LEN};
 use super::arena::ReceiveArena;
 use super::clock;
 use super::counters::Counter;
-use super::io::{Incoming, Io, Outgoing};
+use super::io::{Events, HARVEST_MAX, Incoming, Io, Outgoing};
 use super::mailbox::{Forwarded, Inbox};
 use super::rooms::Rooms;
 use super::{Idle, WorkerPlan};
@@ -23,8 +23,12 @@ use crate::control::vocabulary::{Command, Report, Side};
 const SPIN_AFTER_WORK: Duration = Duration::from_micros(50);
 /// Longest sleep, so that the clock's reader is never far behind.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
+/// Longest sleep while a job may have new tasks.
+const JOB_POLL: Duration = Duration::from_micros(500);
 /// Commands taken in one turn.
 const COMMANDS_PER_TURN: usize = 64;
+/// Most trains of one turn, those that arrive in its middle included.
+const BATCH_MAX: usize = 4 * HARVEST_MAX;
 /// Send trains kept back for key exchanges when a burst fills the rest.
 const TRAINS_RESERVED: usize = 8;
 
@@ -38,11 +42,17 @@ pub(super) struct Worker<B: Io> {
     pub(super) inbox: Arc<Inbox>,
     pub(super) peers: Vec<Arc<Inbox>>,
     pub(super) batch: Vec<Incoming>,
+    /// Arrivals in the middle of a batch, on their way into it.
+    pub(super) late: Vec<Incoming>,
     pub(super) index: usize,
     pub(super) idle: Idle,
     pub(super) last_work: Time,
     pub(super) stop: bool,
 }
+
+/// The beacon's message 06: its type, the sender's node, then a tunnel frame.
+const RELAY_DELIVER: u8 = 6;
+const RELAY_HEADER_LEN: usize = 5;
 
 /// Fresh bytes for keys.
 fn entropy(bytes: &mut [u8]) {
@@ -77,6 +87,12 @@ impl<B: Io> Worker<B> {
     /// Room 1.
     fn harvest(&mut self) -> bool {
         let events = self.io.harvest(&mut self.receive, &mut self.rooms.send, &mut self.batch);
+        self.count(events);
+        self.rooms.datagrams_max = self.io.train_datagrams_max();
+        !self.batch.is_empty()
+    }
+
+    fn count(&self, events: Events) {
         let counters = &self.rooms.counters;
         if events.system_calls > 0 {
             counters.add(Counter::SystemCalls, u64::from(events.system_calls));
@@ -85,24 +101,38 @@ impl<B: Io> Worker<B> {
             counters.drop_send(DropReason::SendFailed, u64::from(events.send_failures));
         }
         counters.add(Counter::OutOfBuffers, u64::from(events.out_of_buffers));
-        self.rooms.datagrams_max = self.io.train_datagrams_max();
-        !self.batch.is_empty()
     }
 
     /// Rooms 2 to 8, over every datagram of the batch.
     fn walk(&mut self, now: Time) {
-        for place in 0..self.batch.len() {
+        let mut place = 0;
+        while place < self.batch.len() {
             let incoming = self.batch[place];
             self.train(now, &incoming);
             self.io.release(&mut self.receive, incoming.buffer);
+            place += 1;
             if self.rooms.send.free() < TRAINS_RESERVED {
-                self.flush(now);
-                // An error here shows again at the end of the turn.
-                let _ = self.io.enter(None);
-                let _ = self.io.harvest(&mut self.receive, &mut self.rooms.send, &mut Vec::new());
+                self.free_trains(now);
             }
         }
         self.batch.clear();
+    }
+
+    /// In the middle of a batch, more tunnels have something to say than there are trains: sends
+    /// what gathered and takes the trains back. What arrives meanwhile joins the batch, as long as
+    /// the batch stays bounded.
+    fn free_trains(&mut self, now: Time) {
+        self.flush(now);
+        // An error here shows again at the end of the turn.
+        let _ = self.io.enter(None);
+        if self.batch.len() > BATCH_MAX - HARVEST_MAX {
+            return;
+        }
+        let mut late = std::mem::take(&mut self.late);
+        let events = self.io.harvest(&mut self.receive, &mut self.rooms.send, &mut late);
+        self.count(events);
+        self.batch.append(&mut late);
+        self.late = late;
     }
 
     fn train(&mut self, now: Time, incoming: &Incoming) {
@@ -270,7 +300,9 @@ impl<B: Io> Worker<B> {
         self.inbox.waker.falling_asleep();
         if self.inbox.is_empty() {
             let due = self.tunnels.next_timeout().min(self.rooms.timers_due);
-            let wait = due.since(clock::now()).min(SLEEP_MAX);
+            // A job that had nothing yet has no way to wake us.
+            let longest = if self.rooms.active.is_empty() { SLEEP_MAX } else { JOB_POLL };
+            let wait = due.since(clock::now()).min(longest);
             self.rooms.counters.add(Counter::Parks, 1);
             self.io.enter(Some(wait))?;
         }
@@ -296,10 +328,16 @@ fn open(
 
 /// The worker that owns a tunnel frame's sender, if it is another one.
 fn misdirected(datagram: &[u8], index: usize, workers: usize) -> Option<usize> {
-    if workers < 2 || datagram.len() < SEALED_HEADER_LEN || !datagram.starts_with(b"PIL") {
+    // The filter reads the sender where a tunnel frame has it; what the beacon relays stands behind
+    // a header of its own.
+    let frame = match datagram.first() {
+        Some(&RELAY_DELIVER) => datagram.get(RELAY_HEADER_LEN..)?,
+        _ => datagram,
+    };
+    if workers < 2 || frame.len() < SEALED_HEADER_LEN || !frame.starts_with(b"PIL") {
         return None;
     }
-    let node = u32::from_be_bytes(datagram[4..8].try_into().expect("four bytes"));
+    let node = u32::from_be_bytes(frame[4..8].try_into().expect("four bytes"));
     let owner = owner_of(NodeId(node), workers);
     (owner != index).then_some(owner)
 }
@@ -340,7 +378,8 @@ impl<B: Io> Worker<B> {
             tunnels,
             inbox,
             peers,
-            batch: Vec::with_capacity(super::io::HARVEST_MAX),
+            batch: Vec::with_capacity(BATCH_MAX),
+            late: Vec::with_capacity(HARVEST_MAX),
             index: plan.index,
             idle: plan.idle,
             last_work: Time::ZERO,
