@@ -50,12 +50,15 @@ fn up_serves_its_host_again_and_again_and_ends_when_asked() {
     let text = "Alle Menschen sind frei und gleich an Würde und Rechten geboren.";
     let (process, first) = up();
     let answer = submit(text).expect(0).json();
-    assert!(answer["result"].as_str().expect("text").starts_with("deu"), "{answer}");
+    let result = answer["result"].as_str().expect("text");
+    let result: Value = serde_json::from_str(result).expect("langid answers in JSON");
+    assert_eq!(result["lang"], "deu");
     assert_eq!(answer["polo"]["worker"], json!({ "before": 0, "after": 1 }));
     // The worker is above the requester now, and serves it all the same.
     let answer = submit(text).expect(0).json();
     assert_eq!(answer["polo"]["worker"], json!({ "before": 1, "after": 1 }));
     let ended = process.terminate().expect(0);
+    assert_eq!(ended.json()["event"], "stopped");
     assert!(ended.errors.contains("SIGTERM"), "{}", ended.errors);
     for socket in ["ramjet.sock", "requester.sock"] {
         assert!(!state.join(socket).exists(), "{socket} is left behind");

@@ -5,7 +5,6 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -59,8 +58,6 @@ pub(crate) struct Process {
 pub(crate) struct Ended {
     /// Its exit code; none if a signal ended it.
     pub(crate) code: Option<i32>,
-    /// The signal that ended it.
-    pub(crate) signal: Option<i32>,
     /// Lines of standard output that had not been read.
     pub(crate) lines: Vec<String>,
     /// Standard error.
@@ -170,7 +167,7 @@ impl Process {
         for reader in self.readers.drain(..) {
             reader.join().expect("reading does not panic");
         }
-        Ended { code: status.code(), signal: status.signal(), lines, errors: self.errors() }
+        Ended { code: status.code(), lines, errors: self.errors() }
     }
 
     /// Waits for its end, which closes its output too.

@@ -128,7 +128,7 @@ fn a_single_task_shows_every_step_and_a_rejected_result_earns_nothing() {
     assert_eq!(accepted["worker_address"], worker.address.as_str());
     let all = ["registered", "offered", "notified", "granted", "opened", "first result", "settled"];
     assert_eq!(steps(&accepted), all);
-    assert_eq!(detail(&accepted, "notified"), "1 workers");
+    assert_eq!(detail(&accepted, "notified"), "1 worker");
     assert_eq!(accepted["polo"]["worker"], json!({ "before": 0, "after": 1 }));
     assert_eq!(accepted["polo"]["requester"], json!({ "before": 0, "after": 0 }));
     assert_eq!(market.polo(worker.node), 1);

@@ -62,7 +62,7 @@ fn an_unknown_key_is_named_wherever_it_was_written() {
         run(ramjet(home.path()).arg("status").arg("--config").arg(&file))
     };
     told(&with_file("task-redy = true"), 2, &["\"task-redy\"", "did you mean \"task-ready\"?"]);
-    told(&with_file("io = 3"), 2, &[]);
+    told(&with_file("io = [['uring']]"), 2, &["io cannot be", "it takes text"]);
     told(&with_file("this is no TOML"), 2, &["ramjet.toml", "no TOML"]);
     let variable = run(ramjet(home.path()).arg("status").env("RAMJET_REGISTY", "127.0.0.1:1"));
     told(&variable, 2, &["RAMJET_REGISTY", "RAMJET_REGISTRY"]);
@@ -157,7 +157,7 @@ fn without_a_registry_or_a_socket_the_ways_are_named() {
         told(&run(ramjet(home.path()).args(command)), 5, &ways);
     }
     let status = run(ramjet(home.path()).args(["status", "--json"]));
-    told(&status, 5, &["ramjet.sock", "Is the node running?"]);
+    told(&status, 5, &["ramjet.sock", "is the node running", "ramjet up"]);
     let object: Value = status.json();
     assert_eq!((object["error"]["code"].as_u64(), &object["error"]["kind"]), (Some(5), &"environment".into()));
 }
