@@ -31,6 +31,9 @@ pub const REQUESTER_SOCKET_FILE: &str = "requester.sock";
 pub const REGISTRY_FOLDER: &str = "registry";
 /// Longest path of a Unix socket: `sun_path` less its final zero.
 const SOCKET_PATH_LEN_MAX: usize = 107;
+/// Results that a worker sends without a signed receipt, unless told otherwise: about a second of
+/// the shortest tasks, so that a receipt that takes its time stalls nothing.
+const UNSIGNED_MAX_DEFAULT: u64 = 1 << 20;
 /// Most worker threads of a node.
 const WORKERS_MAX: usize = 64;
 
@@ -172,7 +175,7 @@ pub fn bare_node(registry: SocketAddr, identity: Identity, threads: Threads) -> 
         task_ready: false,
         credits: 1_024,
         engagements_max: 64,
-        unsigned_max: 65_536,
+        unsigned_max: UNSIGNED_MAX_DEFAULT,
         workers: threads.workers,
         cores: threads.cores,
         io: threads.io,
