@@ -58,9 +58,6 @@ pub(super) fn run(
             output.object(case)?;
         }
     } else {
-        for case in &cases {
-            output.say(&format!("{}: {}", case.case, case.method));
-        }
         output.data(report::table(&cases).trim_end())?;
     }
     Ok(Exit::Ok)
@@ -106,10 +103,10 @@ impl Spec {
         })
     }
 
-    fn method(&self, loop_words: &str, control: &str) -> String {
+    fn method(&self, loop_words: &str) -> String {
         format!(
             "{loop_words}, {} B echo, encrypted, worker on core {}, requester on core {}, {:?} idle, \
-             {:?}; control: {control}; {} interleaved pairs of {:.1} s each after {} ms warm-up, medians",
+             {:?}; {} interleaved pairs of {:.1} s each after {} ms warm-up, medians",
             self.payload,
             core_of(&self.worker),
             core_of(&self.requester),
@@ -196,7 +193,7 @@ impl Pairs<'_> {
             .map_err(|error| Failure::environment(error.to_string()))?;
         let quiet = watch.end();
         output.end_bar();
-        let method = spec.method(&loop_words, control_name);
+        let method = spec.method(&loop_words);
         let name = format!("{} echo {} B window {}", self.name, spec.payload, spec.window);
         let mut case = CaseReport::of_pairs(name, self.compares, control_name, &summary, method);
         let median = |of: &dyn Fn(&Loaded) -> f64| {

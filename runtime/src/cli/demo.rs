@@ -53,8 +53,10 @@ pub(super) fn run(
 ) -> Result<Exit, Failure> {
     let signals = Signals::install()?;
     let text = Arc::new(read(args)?);
-    let handler = skills::handler(&args.skill)
-        .map_err(|error| Failure::usage(format!("--skill: {error}")))?;
+    let handler = skills::handler(&args.skill).map_err(|error| {
+        let meant = s::suggestion(&args.skill, skills::NAMES.into_iter());
+        Failure::usage(format!("--skill: {error}{meant}"))
+    })?;
     let expected = Expected::of(&text, &*handler)?;
     let plan = Plan::of(args, &text);
     output.say(&plan.headline());

@@ -8,7 +8,7 @@ use ramjet_proto::market::Gate;
 use ramjet_proto::market::message::{Diagnosis, Refusal, RefusalCode};
 
 use super::exit::{Exit, Failure};
-use super::output::{Output, Paint};
+use super::output::{Output, Paint, counted, grouped, printable};
 use crate::control::vocabulary::CloseReason;
 use crate::node::{EngageEnd, EngageEvent, EngageOutcome, Engagement};
 
@@ -39,7 +39,7 @@ impl Timeline {
     /// Adds a step and prints it.
     pub fn mark(&mut self, output: &Output, step: &'static str, detail: impl Into<String>) {
         let at_ms = (self.origin.elapsed().as_secs_f64() * 1e4).round() / 10.0;
-        let detail = super::output::printable(&detail.into());
+        let detail = printable(&detail.into());
         let time = output.paint(Paint::Dim, &format!("{at_ms:>10.1} ms"));
         let name = output.paint(Paint::Bold, &format!("{step:<12}"));
         output.say(format!("{time}  {name}  {detail}").trim_end());
@@ -185,7 +185,8 @@ fn note(
         EngageEvent::Offered { offer, notified, diagnosis } => {
             timeline.mark(output, "offered", format!("offer {:016x}", offer.0));
             let why = diagnosis.map(|d| format!(": {}", shortage(&d))).unwrap_or_default();
-            timeline.mark(output, "notified", format!("{notified} workers{why}"));
+            let workers = counted(u64::from(notified), "worker", "workers");
+            timeline.mark(output, "notified", format!("{workers}{why}"));
         }
         EngageEvent::Granted { engagement, worker, worker_address, polo, gate, credits } => {
             let gate = match gate {
@@ -193,9 +194,11 @@ fn note(
                 Gate::Widened => "gate widened, so this earns no polo",
             };
             let detail = format!(
-                "engagement {engagement} to node {worker} at {worker_address}: polo {} asks \
-                 {}, {gate}; {credits} slots",
-                polo.0, polo.1
+                "engagement {engagement} to node {worker} at {worker_address}: requester polo {}, \
+                 worker polo {}, {gate}; {}",
+                polo.0,
+                polo.1,
+                counted(u64::from(credits), "slot", "slots")
             );
             timeline.mark(output, "granted", detail);
             let (engagement, worker) = (engagement.0, worker.0);
@@ -214,7 +217,7 @@ pub fn mark_end(followed: &Followed, output: &Output, timeline: &mut Timeline) {
         let detail = format!(
             "receipt {}, {} accepted: worker polo {} → {}, requester polo {} → {}",
             settled.k,
-            super::output::grouped(settled.accepted),
+            grouped(settled.accepted),
             followed.granted.as_ref().map_or(settled.worker_polo.0, |g| g.polo.1),
             settled.worker_polo.1,
             followed.granted.as_ref().map_or(settled.requester_polo.0, |g| g.polo.0),
@@ -240,7 +243,10 @@ pub fn failure_of(outcome: &EngageOutcome, skill: &str) -> Option<Failure> {
             let why = match (diagnosis, notified) {
                 (Some(diagnosis), _) => unmatched(diagnosis, skill),
                 (None, 0) => format!("no worker was told; see `ramjet resolve --filter skills={skill}`"),
-                (None, told) => format!("{told} workers were told and none accepted; they may be full"),
+                (None, told) => format!(
+                    "{} told of it did not accept; they may be full",
+                    counted(u64::from(*told), "worker", "workers")
+                ),
             };
             let cost = polo.1 - polo.0;
             let failure = Failure::new(
@@ -400,7 +406,7 @@ mod tests {
         let table = [
             (expired(Some(nobody), 0), "nobody has the skill"),
             (expired(Some(diagnosis()), 0), "of 3 capable, 1 not ready, 2 above your polo"),
-            (expired(None, 2), "2 workers were told and none accepted"),
+            (expired(None, 2), "2 workers told of it did not accept"),
         ];
         for (outcome, why) in table {
             let failure = failure_of(&outcome, "echo").expect("a failure");

@@ -192,8 +192,13 @@ impl Plane {
             return;
         }
         self.introduce(grant.worker, grant.worker_key, endpoint(worker_endpoint));
-        let terms = terms(&grant, 0, grant.concurrency, self.config.unsigned_max, at);
+        let mut terms = terms(&grant, 0, grant.concurrency, self.config.unsigned_max, at);
         let Some(row) = self.requesting.get_mut(&id) else { return };
+        if row.verdicts.is_some() {
+            // A job that judges later ends when its last result is judged, not when its last task
+            // is answered: it says so itself. The other end holds it to the grant.
+            terms.tasks = u64::MAX;
+        }
         if row.offer.skill != grant.skill {
             self.count("grants_for_another_skill");
             self.release(grant.engagement, CloseReason::BadGrant.label(), at);

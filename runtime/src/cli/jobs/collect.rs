@@ -260,7 +260,7 @@ mod tests {
         );
         let measured = ends.report.recv().expect("sent when dropped");
         assert_eq!((measured.issued, measured.accepted, measured.failed), (3, 1, 1));
-        assert_eq!(measured.first_fault.as_deref(), Some("task 1: failed: why"));
+        assert_eq!(measured.first_fault.as_deref(), Some("task 2: failed: why"));
     }
 
     #[test]

@@ -87,7 +87,8 @@ impl Measured {
                 format!("refused: {}", refused.label())
             }
         };
-        self.first_fault.get_or_insert_with(|| format!("task {token}: {words}"));
+        // People count tasks and lines from 1.
+        self.first_fault.get_or_insert_with(|| format!("task {}: {words}", token + 1));
     }
 
     /// Notes the timing of a result.

@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(measured.repeated, 2);
         assert_eq!(
             measured.first_fault.as_deref(),
-            Some("task 1: another result than the one expected")
+            Some("task 2: another result than the one expected")
         );
     }
 
