@@ -27,7 +27,7 @@ use super::pin::Pin;
 use super::plane::{Plane, PlaneConfig};
 use super::spool::{ENTRIES_MAX, Spool};
 use super::transport::{Arrival, Backend, Dial, Order, QUEUE_MAX, Wire, dial};
-use super::vocabulary::{Command, Report};
+use super::vocabulary::Command;
 use crate::handler::{Placement, Skill};
 use crate::node::{NodeConfig, NodeError};
 use crate::worker::{
@@ -258,7 +258,6 @@ impl Shell {
         loop {
             let mut more = self.take_waiting();
             if tokio::time::Instant::now() >= next_tick {
-                self.look_after_workers();
                 self.plane.tick(moment());
                 next_tick = tokio::time::Instant::now() + TICK;
             }
@@ -338,17 +337,6 @@ impl Shell {
         Ok(())
     }
 
-    /// A worker that panicked reports nothing: its engagements must not wait for it.
-    fn look_after_workers(&mut self) {
-        for (index, worker) in self.workers.iter().enumerate() {
-            let known = self.plane.stopping || self.plane.ended.contains(&index);
-            if worker.is_finished() && !known {
-                let error = Some("it panicked; standard error has its message".to_owned());
-                self.plane.report(Report::Stopped { worker: index, error }, moment());
-            }
-        }
-    }
-
     /// Does what the plane has decided.
     fn carry_out(&mut self) {
         match self.plane.commit(moment()) {
@@ -372,8 +360,8 @@ impl Shell {
                 backlog.push_back(command);
             }
         }
-        for (worker, backlog) in self.workers.iter().zip(&mut self.backlog) {
-            if worker.is_finished() {
+        for (index, (worker, backlog)) in self.workers.iter().zip(&mut self.backlog).enumerate() {
+            if self.plane.ended.contains(&index) {
                 // Nobody will read them.
                 backlog.clear();
             }

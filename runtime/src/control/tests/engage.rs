@@ -212,7 +212,7 @@ fn a_job_that_panics_ends_its_engagement_and_the_node_says_why_it_takes_no_more(
     let end = wait_end(&requester.engage(request(Box::new(Faulty))).expect("an offer"));
     assert_eq!(end.outcome, EngageOutcome::Closed(CloseReason::Lost));
     let NodeError(error) = requester.engage(request(Numbers::new(1))).expect_err("no worker");
-    assert!(error.contains("worker 0 has ended: it panicked"), "{error}");
+    assert!(error.contains("worker 0 has ended: a bug stopped it"), "{error}");
     requester.shutdown().expect("an end");
     worker.shutdown().expect("an end");
 }

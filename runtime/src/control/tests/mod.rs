@@ -1,6 +1,7 @@
 //! Whole nodes against a registry of the size of a test, over loopback.
 
 mod engage;
+mod real_registry;
 mod registry_loss;
 mod socket;
 mod toy;

@@ -238,6 +238,11 @@ impl Session {
                 let key = state.nodes[self.node.0 as usize - 1].key;
                 assert!(key.verifies(&advertisement.signed_bytes(), &signature.0));
                 let lease_s = advertisement.lease_s;
+                let open = state.offers.values().filter(|(_, granted)| granted.is_none());
+                for (offer, _) in open.filter(|(offer, _)| suits(&advertisement, offer)) {
+                    let offer = offer.clone();
+                    push(state, self.node, &Push::Notify { offer, requester_polo: 0 });
+                }
                 state.advertised.insert(self.node, advertisement);
                 ReplyBody::Advertised { lease_s }
             }
@@ -294,7 +299,7 @@ impl Session {
         let workers: Vec<NodeId> = state
             .advertised
             .values()
-            .filter(|said| said.task_ready && said.skills().any(|skill| skill == offer.skill))
+            .filter(|said| suits(said, &offer))
             .map(|said| said.node)
             .collect();
         for worker in &workers {
@@ -381,6 +386,10 @@ impl Session {
         }
         ReplyBody::Settled { settlement, repeated }
     }
+}
+
+fn suits(said: &Advertisement, offer: &Offer) -> bool {
+    said.task_ready && said.skills().any(|skill| skill == offer.skill)
 }
 
 fn standing(state: &State, who: &str) -> ReplyBody {
