@@ -168,7 +168,7 @@ pub struct ServeArgs {
     /// Engagements served at a time [default: 64]
     #[arg(long, value_name = "N")]
     pub engagements_max: Option<String>,
-    /// Results sent without a signed receipt, in one engagement [default: 65536]
+    /// Results sent without a signed receipt, in one engagement [default: 1048576]
     #[arg(long, value_name = "N")]
     pub unsigned_max: Option<String>,
     /// Threads for skills that run beside the workers [default: 1]
@@ -225,7 +225,7 @@ impl IdentityArgs {
 /// Which market.
 #[derive(Debug, Default, Args)]
 pub struct MarketArgs {
-    /// TCP address of the registry
+    /// TCP address of the registry [default of a node: 127.0.0.1:9000]
     #[arg(long, value_name = "ADDR")]
     pub registry: Option<String>,
     /// Public key that the registry must have, in base64 [default: the first one seen is kept]

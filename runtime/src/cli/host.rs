@@ -32,6 +32,9 @@ pub const REGISTRY_FOLDER: &str = "registry";
 /// Longest path of a Unix socket: `sun_path` less its final zero, and less the dot and process number
 /// under which it is bound before it is moved into its place.
 const SOCKET_PATH_LEN_MAX: usize = 107 - 8;
+/// Results that a worker sends without a signed receipt, unless told otherwise: about a second of
+/// the shortest tasks, so that a receipt that takes its time stalls nothing.
+const UNSIGNED_MAX_DEFAULT: u64 = 1 << 20;
 /// Most worker threads of a node.
 const WORKERS_MAX: usize = 64;
 
@@ -173,7 +176,7 @@ pub fn bare_node(registry: SocketAddr, identity: Identity, threads: Threads) -> 
         task_ready: false,
         credits: 1_024,
         engagements_max: 64,
-        unsigned_max: 65_536,
+        unsigned_max: UNSIGNED_MAX_DEFAULT,
         workers: threads.workers,
         cores: threads.cores,
         io: threads.io,
