@@ -116,6 +116,28 @@ fn a_worker_serves_where_no_system_call_may_move_a_datagram() {
 }
 
 #[test]
+fn two_threads_of_a_worker_share_its_port_and_nothing_else() {
+    let market = Market::start();
+    let worker = market.worker("worker", "echo", &["--workers", "2", "--accept-from", "anyone"]);
+    let lines: Vec<String> = (0..LINES).map(|index| format!("{index} of many")).collect();
+    let file = market.file("lines.txt", lines.join("\n"));
+    // Their numbers follow each other, so that both threads get some.
+    let who = ["first", "second", "third"];
+    let runs = who.map(|who| {
+        let mut command = market.submit_command(who, "echo");
+        Process::start(who, command.arg("--lines").arg(&file))
+    });
+    for run in runs {
+        assert!(run.end().expect(0).lines == lines, "every line came back");
+    }
+    let status = worker.status();
+    let counter = |name| crate::harness::counter(&status, name);
+    assert_eq!(status["workers"][0], 2);
+    assert_eq!(counter("tasks_run"), 3 * LINES);
+    assert_eq!(counter("datagrams_forwarded"), 0, "the kernel steers each to its thread");
+}
+
+#[test]
 fn the_other_backend_serves_too_but_not_under_that_filter() {
     let market = Market::start();
     let worker = market.worker("worker", "echo", &["--io", "mmsg"]);

@@ -1,4 +1,4 @@
-//! Kill -9 of each process in the middle of a run.
+//! Kill -9 of each process in the middle of a run, and the ends that were asked for.
 //!
 //! A run is held in its middle by not reading its output: `submit` hands out no line further than
 //! 65,536 after the last one it could print, so a run of [`LINES`] cannot end before the test reads
@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::{Market, Process, Worker, until};
@@ -133,6 +134,27 @@ fn a_dead_worker_ends_the_run_by_name_and_comes_back_as_itself() {
 }
 
 #[test]
+fn another_worker_does_what_a_dead_one_left() {
+    let market = Market::start();
+    let workers = [market.worker("one", "echo", &[]), market.worker("other", "echo", &[])];
+    let run = held_run(&market, &["--resubmit", "1"]);
+    let busy = market.run(&["engagements", "--json"]).expect(0).json()[0]["worker"].clone();
+    let [dead, alive] = match workers {
+        [one, other] if busy == one.node => [one, other],
+        [one, other] => [other, one],
+    };
+    assert_eq!(busy, dead.node);
+    dead.process.kill();
+    let ended = run.end().expect(0);
+    let expected: Vec<String> = (HEAD..LINES).map(line).collect();
+    assert!(ended.lines == expected, "every line once, in order");
+    assert!(ended.errors.contains("resubmitted"), "{}", ended.errors);
+    let row = &market.engagements(alive.node)[0];
+    assert_eq!(row["worker"], alive.node);
+    assert_eq!(row["accepted"], alive.counter("tasks_run"));
+}
+
+#[test]
 fn a_dead_requester_leaves_the_worker_to_the_next_one() {
     let market = Market::start();
     let worker = market.worker("worker", "echo", &["--accept-from", "anyone"]);
@@ -152,4 +174,45 @@ fn a_dead_requester_leaves_the_worker_to_the_next_one() {
     let dead = rows.iter().find(|other| other["engagement"] == row["engagement"]);
     let accepted = dead.and_then(|row| row["accepted"].as_u64()).expect("on file");
     assert!(accepted < LINES as u64, "only what the dead requester has signed for: {accepted}");
+}
+
+#[test]
+fn an_interrupted_requester_signs_for_what_it_has_and_leaves() {
+    let market = Market::start();
+    let worker = market.worker("worker", "echo", &[]);
+    let run = held_run(&market, &[]);
+    run.signal(Signal::INT);
+    let ended = run.end().expect(130);
+    assert!(ended.errors.contains("ended by SIGINT"), "{}", ended.errors);
+    let row = until("the engagement is released", || {
+        let row = market.engagements(worker.node).into_iter().next()?;
+        (row["state"] == "released").then_some(row)
+    });
+    assert!(row["accepted"].as_u64() >= Some(HEAD as u64), "{row}");
+    until("the worker has let it go", || {
+        (worker.status()["engagements"] == json!([])).then_some(())
+    });
+}
+
+#[test]
+fn a_worker_that_is_asked_to_end_drains_and_says_so() {
+    let market = Market::start();
+    let worker = market.worker("worker", "echo", &[]);
+    let run = held_run(&market, &["--json"]);
+    let node = worker.node;
+    worker.process.signal(Signal::TERM);
+    let ended = run.end().expect(1);
+    assert_eq!(HEAD + ended.lines.len() - 1, LINES, "no line is left out");
+    let last = ended.json();
+    assert_eq!(last["error"]["kind"], "failed");
+    let summary = &last["summary"];
+    assert_eq!(summary["outcome"], "settled", "what was done is accounted for");
+    let accepted = summary["accepted"].as_u64().expect("a number");
+    let refused = summary["refused"]["draining"].as_u64().expect("a number");
+    assert!(accepted >= HEAD as u64 && refused > 0, "{accepted} accepted, {refused} refused");
+    assert_eq!(accepted + refused, LINES as u64);
+    worker.process.end().expect(0);
+    let row = &market.engagements(node)[0];
+    assert_eq!((&row["state"], &row["accepted"]), (&json!("released"), &json!(accepted)));
+    assert_eq!(market.polo(node), 1, "what was done is paid");
 }
