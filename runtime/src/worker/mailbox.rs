@@ -209,11 +209,6 @@ impl WorkerHandle {
         self.counters.snapshot()
     }
 
-    /// Whether the thread has ended: also by a panic, of which it reports nothing.
-    pub fn is_finished(&self) -> bool {
-        self.thread.is_finished()
-    }
-
     /// Waits for the thread to end.
     pub fn join(self) {
         // A worker that panicked has reported that it stopped.
