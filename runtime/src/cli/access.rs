@@ -122,9 +122,7 @@ impl Access {
 pub fn connect(path: &Path) -> Result<LocalClient, Failure> {
     LocalClient::connect(path).map_err(|error| {
         Failure::environment(format!(
-            "{}: {error}\nIs the node running? Start it with `ramjet up` or `ramjet node`, or do \
-             without: --registry ADDR",
-            path.display()
+            "{error}\nStart it with `ramjet up` or `ramjet node`, or do without: --registry ADDR"
         ))
     })
 }

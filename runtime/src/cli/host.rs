@@ -29,8 +29,9 @@ pub const SOCKET_FILE: &str = "ramjet.sock";
 pub const REQUESTER_SOCKET_FILE: &str = "requester.sock";
 /// Folder of the registry's log in a state folder that it shares.
 pub const REGISTRY_FOLDER: &str = "registry";
-/// Longest path of a Unix socket: `sun_path` less its final zero.
-const SOCKET_PATH_LEN_MAX: usize = 107;
+/// Longest path of a Unix socket: `sun_path` less its final zero, and less the dot and process number
+/// under which it is bound before it is moved into its place.
+const SOCKET_PATH_LEN_MAX: usize = 107 - 8;
 /// Results that a worker sends without a signed receipt, unless told otherwise: about a second of
 /// the shortest tasks, so that a receipt that takes its time stalls nothing.
 const UNSIGNED_MAX_DEFAULT: u64 = 1 << 20;
@@ -286,6 +287,18 @@ pub fn serving_node(
     Ok(config)
 }
 
+/// Looks for everything that [`serving_node`] would refuse, before an identity is made for it.
+///
+/// # Errors
+/// As [`serving_node`].
+pub fn check_serving(
+    settings: &Settings,
+    registry: SocketAddr,
+    defaults: &ServeDefaults,
+) -> Result<(), Failure> {
+    serving_node(settings, registry, Identity::from_seed([0; 32]), defaults).map(drop)
+}
+
 fn skills_of(settings: &Settings, defaults: &ServeDefaults) -> Result<Vec<Skill>, Failure> {
     let mut policies = BTreeMap::new();
     let mut everyone = defaults.accept_from;
@@ -487,14 +500,14 @@ mod tests {
 
     #[test]
     fn a_socket_path_beyond_the_kernels_limit_is_refused() {
-        let long = settings(&format!("socket = '/tmp/{}'", "x".repeat(103)));
+        let long = settings(&format!("socket = '/tmp/{}'", "x".repeat(95)));
         assert!(
             socket_path(&long)
-                .expect_err("108 bytes")
+                .expect_err("100 bytes")
                 .message
-                .contains("at most 107")
+                .contains("at most 99")
         );
-        let fits = settings(&format!("socket = '/tmp/{}'", "x".repeat(102)));
+        let fits = settings(&format!("socket = '/tmp/{}'", "x".repeat(94)));
         assert!(socket_path(&fits).is_ok());
         // Its requester's name may be too long even then.
         assert_eq!(

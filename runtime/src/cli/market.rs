@@ -9,6 +9,7 @@ use ramjet_registry::{Config, Registry, RegistryHandle};
 use super::exit::Failure;
 use super::host::{BEACON_DEFAULT, REGISTRY_DEFAULT};
 use super::identity_file::create_folder;
+use super::output::Output;
 use super::settings::{self as s, Setting, Settings};
 
 /// A registry that forgets everything, on a port that the kernel chooses.
@@ -80,6 +81,26 @@ pub fn start_from(
     };
     create_folder(&folder)?;
     start(config)
+}
+
+/// Stops a registry that served others and tells what it has counted: one line for people, for
+/// programs an object with `event` and `counters`.
+///
+/// # Errors
+/// If standard output is closed.
+pub fn stop(registry: RegistryHandle, output: &Output) -> Result<(), Failure> {
+    let counters = registry.counters();
+    registry.shutdown();
+    let counted: Vec<String> = counters
+        .iter()
+        .filter(|(_, count)| **count > 0)
+        .map(|(name, count)| format!("{name}={count}"))
+        .collect();
+    output.say(&format!("registry stopped {}", counted.join(" ")));
+    if output.json {
+        output.object(&serde_json::json!({ "event": "stopped", "counters": counters }))?;
+    }
+    Ok(())
 }
 
 fn start(config: Config) -> Result<RegistryHandle, Failure> {

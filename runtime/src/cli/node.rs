@@ -38,13 +38,14 @@ pub(super) fn run(
     output: &mut Output,
 ) -> Result<Exit, Failure> {
     let signals = Signals::install()?;
+    let registry = host::registry_address(settings)?;
+    host::check_serving(settings, registry, &DEFAULTS)?;
     let state = host::state_folder(settings)?;
     let named = settings.path(s::IDENTITY);
     let credentials = host::credentials();
     let (identity, source) =
         identity_file::of_node(named.as_deref(), credentials.as_deref(), &state)?;
     tell_identity(&source, output);
-    let registry = host::registry_address(settings)?;
     let config = host::serving_node(settings, registry, identity, &DEFAULTS)?;
     identity_file::create_folder(&state)?;
     let socket = config.socket.clone();

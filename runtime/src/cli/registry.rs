@@ -1,6 +1,7 @@
 //! `ramjet registry`: the market, until it is stopped.
 //!
-//! `--json` prints one object when it is ready: `event`, `listen`, `beacon`, `public_key`.
+//! `--json` prints an object when it is ready: `event`, `listen`, `beacon`, `public_key`; and one when
+//! it has stopped: `event`, `counters`.
 
 use serde_json::json;
 
@@ -39,6 +40,6 @@ pub(super) fn run(settings: &Settings, output: &mut Output) -> Result<Exit, Fail
     let signal = signals.received.recv().unwrap_or("a signal");
     notify(STOPPING);
     output.say(&format!("{signal}: stopping"));
-    registry.shutdown();
+    market::stop(registry, output)?;
     Ok(Exit::Ok)
 }

@@ -3,7 +3,8 @@
 //! Every setting has one name and three spellings: the flag `--task-ready`, the variable
 //! `RAMJET_TASK_READY`, and the key `task-ready` in the TOML file. A flag wins over the
 //! environment, the environment over the file, and the file over the default. All three arrive as
-//! text and are read by the same accessor, so that a value has the same bounds and the same error everywhere.
+//! text and are read by the same accessor, so that a value has the same bounds and the same error
+//! everywhere.
 //!
 //! Invariants: an unknown key or `RAMJET_` variable is an error that suggests the nearest name; an
 //! error names where the value stands, the value, the bound, and what to do.

@@ -5,8 +5,9 @@
 //! trust each other, and the worker serves whom it trusts, so that what is submitted here is done
 //! here on the second day too, when the worker has earned polo and the requester has none.
 //!
-//! `--json` prints one object when it is ready: `event`, `registry`, `public_key`, `worker`,
-//! `requester`, `socket`, `requester_socket`.
+//! `--json` prints an object when it is ready: `event`, `registry`, `public_key`, `worker`,
+//! `requester`, `socket`, `requester_socket`; and one when it has stopped: `event`, and the
+//! registry's `counters`.
 
 use ramjet_proto::market::AcceptFrom;
 use serde_json::json;
@@ -42,6 +43,11 @@ pub(super) fn run(
     output: &mut Output,
 ) -> Result<Exit, Failure> {
     let signals = Signals::install()?;
+    host::check_serving(
+        settings,
+        market::listen_address(settings, market::BESIDE_A_NODE)?,
+        &DEFAULTS,
+    )?;
     let state = host::state_folder(settings)?;
     identity_file::create_folder(&state)?;
     let named = settings.path(s::IDENTITY);
@@ -106,10 +112,11 @@ pub(super) fn run(
     ));
     // The requester first: it has the last receipts to sign.
     let stopped = [requester.shutdown(), worker.shutdown()];
-    registry.shutdown();
+    let told = market::stop(registry, output);
     for result in stopped {
         result?;
     }
+    told?;
     Ok(Exit::Ok)
 }
 

@@ -240,7 +240,7 @@ impl Pump {
         loop {
             let fed = self.feed(&mut space);
             if write_out(&mut self.stream, &mut self.out).is_err() {
-                return self.end_lost();
+                return self.hear_out();
             }
             let waiting = self.ended || self.outstanding.len() >= self.window;
             let wait = match (fed, waiting) {
@@ -344,6 +344,19 @@ impl Pump {
             job.answer(token, Answer::Refused(refused), crate::job::Timing::default());
         }
         Some(job)
+    }
+
+    /// The node takes nothing more, as when it refused the offer while tasks were on their way to it:
+    /// its last word lies before the end of the connection.
+    fn hear_out(mut self) {
+        while let Ok((kind, body)) = self.inbox.recv_timeout(PATIENCE) {
+            match self.take(kind, &body) {
+                Ok(true) => return,
+                Ok(false) => self.out.clear(),
+                Err(()) => break,
+            }
+        }
+        self.end_lost();
     }
 
     fn end_lost(mut self) {

@@ -79,6 +79,10 @@ pub trait Io {
     /// Queues a train, or sends it at once.
     fn submit(&mut self, send: &mut SendArena, outgoing: Outgoing);
 
+    /// Whether something may have arrived: cheap, makes no system call, and may be wrong in saying
+    /// yes. A spinning worker asks this before it walks the rooms again.
+    fn is_ready(&mut self) -> bool;
+
     /// Lets the kernel work on what was queued; waits up to `wait` for something to happen, or not
     /// at all if it is `None`. A wake-up through the waker's event ends the wait.
     ///

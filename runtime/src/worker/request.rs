@@ -233,7 +233,9 @@ impl Rooms {
             self.reporter.report(&self.counters, report);
             false
         });
-        self.active.append(&mut active);
+        // In this order the list keeps its memory.
+        active.append(&mut self.active);
+        self.active = active;
         sent > 0
     }
 }

@@ -2,17 +2,23 @@
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::ring;
 
 /// Asked of the kernel for each socket and direction; it gives what `rmem_max` and `wmem_max` allow.
 const BUFFER_BYTES: usize = 4 << 20;
 
-fn bind(listen: SocketAddr) -> io::Result<UdpSocket> {
+/// How often, and after which pause, an address in use is tried again: the kernel closes the sockets
+/// of a ring some milliseconds after its process was killed.
+const BIND_TRIES: u32 = 10;
+const BIND_AGAIN: Duration = Duration::from_millis(50);
+
+fn bind(listen: SocketAddr, shared: bool) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP))?;
-    socket.set_reuse_port(true)?;
+    socket.set_reuse_port(shared)?;
     // A smaller buffer works, and `doctor` says what it costs.
     let _ = socket.set_recv_buffer_size(BUFFER_BYTES);
     let _ = socket.set_send_buffer_size(BUFFER_BYTES);
@@ -20,9 +26,23 @@ fn bind(listen: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-/// Binds `workers` UDP sockets to one address with SO_REUSEPORT, in order, and attaches the steering
-/// program, so that datagrams of node `n` arrive at socket `n mod workers`. Port 0 is resolved once
-/// for the group.
+/// The first socket of a group: bound alone, because with SO_REUSEPORT a second node of the same user
+/// would take part of the datagrams of the first, and neither would be told.
+fn bind_first(listen: SocketAddr) -> io::Result<UdpSocket> {
+    for _ in 1..BIND_TRIES {
+        match bind(listen, false) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                std::thread::sleep(BIND_AGAIN);
+            }
+            bound => return bound,
+        }
+    }
+    bind(listen, false)
+}
+
+/// Binds `workers` UDP sockets to one address that no other process has, in order, and attaches the
+/// steering program, so that datagrams of node `n` arrive at socket `n mod workers`. Port 0 is
+/// resolved once for the group.
 ///
 /// # Errors
 /// What the kernel says of the address, the options or the program.
@@ -31,11 +51,15 @@ pub fn bind_group(listen: SocketAddr, workers: usize) -> io::Result<Vec<UdpSocke
         .ok()
         .filter(|count| (1..=256).contains(count))
         .ok_or_else(|| io::Error::other(format!("workers: {workers}, must be 1 to 256")))?;
-    let first = bind(listen)?;
+    let first = bind_first(listen)?;
     let address = first.local_addr()?;
+    if count > 1 {
+        // From here on the kernel lets further sockets of this user join.
+        SockRef::from(&first).set_reuse_port(true)?;
+    }
     let mut sockets = vec![first];
     for _ in 1..workers {
-        sockets.push(bind(address)?);
+        sockets.push(bind(address, true)?);
     }
     for socket in &sockets {
         // Without it the rooms see single datagrams, and work.
@@ -69,6 +93,19 @@ mod tests {
             let (len, source) = owner.recv_from(&mut received).expect("steered here");
             assert_eq!(&received[..len], &frame[..]);
             assert_eq!(source, sender.local_addr().expect("bound"));
+        }
+    }
+
+    #[test]
+    fn an_address_belongs_to_one_group() {
+        for workers in [1, 3] {
+            let any = SocketAddr::from(([127, 0, 0, 1], 0));
+            let group = bind_group(any, workers).expect("bound");
+            let address = group[0].local_addr().expect("bound");
+            for others in [1, 2] {
+                let error = bind_group(address, others).expect_err("taken");
+                assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{workers} then {others}");
+            }
         }
     }
 

@@ -1,0 +1,155 @@
+//! Kill -9 of each process in the middle of a run.
+//!
+//! A run is held in its middle by not reading its output: `submit` hands out no line further than
+//! 65,536 after the last one it could print, so a run of [`LINES`] cannot end before the test reads
+//! on, however fast the machine is.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Market, Process, Worker, until};
+
+/// Lines of a run: more than may be handed out ahead, and what a pipe and its readers hold.
+const LINES: usize = 100_000;
+/// Lines after which a run is in its middle.
+const HEAD: usize = 500;
+
+fn line(index: usize) -> String {
+    format!("line {index:06} of a run that is disturbed")
+}
+
+fn lines_file(market: &Market) -> PathBuf {
+    market.file("lines.txt", (0..LINES).map(|index| line(index) + "\n").collect::<String>())
+}
+
+/// A run that has printed its first lines and is held there.
+fn held_run(market: &Market, arguments: &[&str]) -> Process {
+    let file = lines_file(market);
+    let mut command = market.submit_command("requester", "echo");
+    let run = Process::start("submit", command.arg("--lines").arg(file).args(arguments));
+    for index in 0..HEAD {
+        let printed = run.line().unwrap_or_else(|| panic!("line {index}: {}", run.errors()));
+        if !arguments.contains(&"--json") {
+            assert_eq!(printed, line(index));
+        }
+    }
+    run
+}
+
+/// The engagement of a run, once some of it is settled.
+fn settled_in_part(market: &Market, worker: &Worker) -> Value {
+    until("a first receipt is settled", || {
+        let row = market.engagements(worker.node).into_iter().next()?;
+        (row["accepted"].as_u64()? > 0).then_some(row)
+    })
+}
+
+#[test]
+fn tasks_go_on_while_the_registry_is_dead_and_every_receipt_settles_once() {
+    let mut market = Market::start();
+    let worker = market.worker("worker", "echo", &[]);
+    let run = held_run(&market, &[]);
+    let before = settled_in_part(&market, &worker);
+    market.kill_registry();
+    until("the worker knows that the registry is away", || {
+        (worker.status()["registry"][1] == false).then_some(())
+    });
+    let done = worker.counter("tasks_run");
+    assert!(done < LINES as u64, "{done} tasks done: the run is in its middle");
+
+    // Every remaining line arrives before the registry is back.
+    for index in HEAD..LINES {
+        assert_eq!(run.line().as_deref(), Some(&*line(index)));
+    }
+    assert_eq!(worker.counter("tasks_run"), LINES as u64, "each ran once");
+    assert_eq!(worker.status()["registry"][1], false, "still away");
+
+    market.start_registry();
+    let ended = run.end().expect(0);
+    assert!(ended.lines.is_empty(), "every line was printed once");
+    let settled = until("the last receipt is settled", || {
+        let row = market.engagements(worker.node).into_iter().next()?;
+        (row["accepted"] == LINES).then_some(row)
+    });
+    assert!(settled["k"].as_u64() > before["k"].as_u64(), "{before} then {settled}");
+    assert_eq!((&settled["rejected"], &settled["earned"]), (&json!(0), &json!(1)));
+    until("no receipt waits", || (worker.status()["spooled"] == 0).then_some(()));
+    assert_eq!(market.engagements(worker.node).len(), 1);
+    let standing = market.standing(&worker.node.to_string());
+    assert_eq!(standing["polo"], 1, "earned once for the whole engagement");
+    assert_eq!(standing["worked"], json!([1, LINES]));
+
+    // What is settled stays as it is.
+    market.kill_registry();
+    market.start_registry();
+    market.listed(worker.node);
+    assert_eq!(market.standing(&worker.node.to_string()), standing);
+    assert_eq!(market.engagements(worker.node), [settled]);
+}
+
+#[test]
+fn a_dead_worker_ends_the_run_by_name_and_comes_back_as_itself() {
+    let market = Market::start();
+    let worker = market.worker("worker", "echo", &[]);
+    let run = held_run(&market, &["--json"]);
+    settled_in_part(&market, &worker);
+    let (node, address, listen) = (worker.node, worker.address.clone(), worker.listen);
+    worker.process.kill();
+
+    // Ten seconds of silence and the run ends; each line is either answered or named.
+    let ended = run.end().expect(1);
+    let (last, lines) = ended.lines.split_last().expect("a summary");
+    let mut refused = 0;
+    for (index, text) in (HEAD..).zip(lines) {
+        let object: Value = serde_json::from_str(text).expect("JSON");
+        assert_eq!(object["line"], index + 1);
+        if object["refused"] == "lost" {
+            refused += 1;
+        } else {
+            assert_eq!(object["result"], line(index).as_str());
+        }
+    }
+    assert_eq!(HEAD + lines.len(), LINES, "no line is left out");
+    let last: Value = serde_json::from_str(last).expect("JSON");
+    assert_eq!((&last["error"]["kind"], &last["closed"]), (&json!("failed"), &json!("lost")));
+    let accepted = last["summary"]["accepted"].as_u64().expect("a number");
+    assert!(refused > 0 && accepted > HEAD as u64, "{refused} lost, {accepted} accepted");
+    assert_eq!(accepted + refused, LINES as u64);
+    assert!(ended.errors.contains("the worker fell silent"), "{}", ended.errors);
+
+    // What both had signed stays earned, nothing more.
+    let standing = market.standing(&node.to_string());
+    assert_eq!(standing["polo"], 1);
+    // On the same port, which the kernel may still be taking from the dead one's ring.
+    let listen = listen.to_string();
+    let arguments = ["--accept-from", "anyone", "--listen", &listen];
+    let again = market.worker("worker", "echo", &arguments);
+    assert_eq!((again.node, &again.address), (node, &address));
+    assert_eq!(market.standing(&node.to_string()), standing);
+    let served = market.submit("requester", "echo", &["--data", "again"]).expect(0);
+    assert_eq!(served.lines, ["again"]);
+}
+
+#[test]
+fn a_dead_requester_leaves_the_worker_to_the_next_one() {
+    let market = Market::start();
+    let worker = market.worker("worker", "echo", &["--accept-from", "anyone"]);
+    let run = held_run(&market, &[]);
+    let row = settled_in_part(&market, &worker);
+    run.kill();
+    let next = market.submit("next", "echo", &["--data", "next", "--json"]).expect(0).json();
+    assert_eq!(next["result"], "next");
+    // The same identity in a new process, while the worker still has a tunnel and a channel to the
+    // old one.
+    let same = market.submit("requester", "echo", &["--data", "same", "--json"]).expect(0).json();
+    assert_eq!(same["result"], "same");
+    let rows = market.engagements(worker.node);
+    let engagements: BTreeSet<u64> =
+        rows.iter().map(|row| row["engagement"].as_u64().expect("a number")).collect();
+    assert_eq!(engagements.len(), 3);
+    let dead = rows.iter().find(|other| other["engagement"] == row["engagement"]);
+    let accepted = dead.and_then(|row| row["accepted"].as_u64()).expect("on file");
+    assert!(accepted < LINES as u64, "only what the dead requester has signed for: {accepted}");
+}

@@ -1,0 +1,27 @@
+//! The whole system as its users run it: processes of the `ramjet` binary, on loopback.
+//!
+//! Every test has a market of its own: a registry on ports that the kernel chose, state in a
+//! temporary folder, an empty environment. Tests wait for what a process prints or for what the
+//! command line says of it, each wait with a bound, and end every process they started, also when
+//! they fail.
+//!
+//! | module | shows |
+//! |---|---|
+//! | `lifecycle` | lines through registry, worker and requester; the gate; what polo becomes |
+//! | `privacy` | what the registry and the wire see |
+//! | `backend` | what moves datagrams |
+//! | `crash` | kill -9 of each process in the middle of a run |
+//! | `hostile` | garbage on both ports during a run |
+//! | `mistakes` | wrong flags, settings, files, addresses |
+//! | `local` | the socket of a running node |
+//! | `alone` | `demo` and `up` |
+
+mod alone;
+mod backend;
+mod crash;
+mod harness;
+mod hostile;
+mod lifecycle;
+mod local;
+mod mistakes;
+mod privacy;
