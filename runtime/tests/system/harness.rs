@@ -28,7 +28,11 @@ const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// The binary with an environment of its own: what the caller's shell sets does not reach it.
 pub(crate) fn ramjet(home: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ramjet"));
-    command.env_clear().env("HOME", home).env("PATH", "/usr/bin:/bin").stdin(Stdio::null());
+    command
+        .env_clear()
+        .env("HOME", home)
+        .env("PATH", "/usr/bin:/bin")
+        .stdin(Stdio::null());
     command
 }
 
@@ -75,7 +79,10 @@ impl Ended {
     /// Its last line of standard output as JSON.
     #[track_caller]
     pub(crate) fn json(&self) -> Value {
-        let line = self.lines.last().unwrap_or_else(|| panic!("no output of {self:#?}"));
+        let line = self
+            .lines
+            .last()
+            .unwrap_or_else(|| panic!("no output of {self:#?}"));
         serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
     }
 }
@@ -110,7 +117,13 @@ impl Process {
             }
         });
         let readers = vec![out, err];
-        Process { name: name.to_owned(), child, lines: Some(lines), errors, readers }
+        Process {
+            name: name.to_owned(),
+            child,
+            lines: Some(lines),
+            errors,
+            readers,
+        }
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -120,7 +133,12 @@ impl Process {
     /// Its next line of standard output; none at its end.
     #[track_caller]
     pub(crate) fn line(&self) -> Option<String> {
-        match self.lines.as_ref().expect("taken only by the end").recv_timeout(PATIENCE) {
+        match self
+            .lines
+            .as_ref()
+            .expect("taken only by the end")
+            .recv_timeout(PATIENCE)
+        {
             Ok(line) => Some(line),
             Err(RecvTimeoutError::Disconnected) => None,
             Err(RecvTimeoutError::Timeout) => panic!("{}: no line within {PATIENCE:?}", self.name),
@@ -130,7 +148,9 @@ impl Process {
     /// Its next line, which is JSON.
     #[track_caller]
     pub(crate) fn json(&self) -> Value {
-        let line = self.line().unwrap_or_else(|| panic!("{}: no line\n{}", self.name, self.errors()));
+        let line = self
+            .line()
+            .unwrap_or_else(|| panic!("{}: no line\n{}", self.name, self.errors()));
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
     }
 
@@ -167,16 +187,30 @@ impl Process {
         for reader in self.readers.drain(..) {
             reader.join().expect("reading does not panic");
         }
-        Ended { code: status.code(), lines, errors: self.errors() }
+        Ended {
+            code: status.code(),
+            lines,
+            errors: self.errors(),
+        }
     }
 
     /// Waits for its end, which closes its output too.
     #[track_caller]
     fn wait(&self) {
-        let file = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()).expect("our child");
-        let limit = Timespec { tv_sec: PATIENCE.as_secs().cast_signed(), tv_nsec: 0 };
+        let file =
+            pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()).expect("our child");
+        let limit = Timespec {
+            tv_sec: PATIENCE.as_secs().cast_signed(),
+            tv_nsec: 0,
+        };
         let ended = poll(&mut [PollFd::new(&file, PollFlags::IN)], Some(&limit)).expect("polled");
-        assert_eq!(ended, 1, "{} did not end within {PATIENCE:?}\n{}", self.name, self.errors());
+        assert_eq!(
+            ended,
+            1,
+            "{} did not end within {PATIENCE:?}\n{}",
+            self.name,
+            self.errors()
+        );
     }
 }
 
@@ -218,7 +252,10 @@ pub(crate) struct Worker {
 }
 
 fn address(value: &Value) -> SocketAddr {
-    value.as_str().and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("{value}"))
+    value
+        .as_str()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or_else(|| panic!("{value}"))
 }
 
 impl Market {
@@ -241,7 +278,12 @@ impl Market {
         let process = Process::start(
             "registry",
             self.ramjet()
-                .args(["registry", "--json", "--listen", &self.registry_addr.to_string()])
+                .args([
+                    "registry",
+                    "--json",
+                    "--listen",
+                    &self.registry_addr.to_string(),
+                ])
                 .args(["--beacon", &self.beacon_addr.to_string(), "--state"])
                 .arg(self.path("registry"))
                 .arg("--byte-log")
@@ -294,7 +336,13 @@ impl Market {
     pub(crate) fn node_command(&self, name: &str, arguments: &[&str]) -> Command {
         let mut command = self.ramjet();
         command
-            .args(["node", "--json", "--registry", &self.registry_addr.to_string(), "--state"])
+            .args([
+                "node",
+                "--json",
+                "--registry",
+                &self.registry_addr.to_string(),
+                "--state",
+            ])
             .arg(self.path(name))
             .args(arguments);
         command
@@ -302,7 +350,10 @@ impl Market {
 
     /// Starts a node and waits until it is ready.
     pub(crate) fn node(&self, name: &str, arguments: &[&str]) -> Worker {
-        Worker::ready(Process::start(name, &mut self.node_command(name, arguments)))
+        Worker::ready(Process::start(
+            name,
+            &mut self.node_command(name, arguments),
+        ))
     }
 
     /// Starts a task-ready node for these skills and waits until the registry lists it.
@@ -319,7 +370,10 @@ impl Market {
         until("the worker is listed", || {
             let ended = self.run(&["resolve", "--json", "--capability", "task-ready"]);
             let rows = ended.json();
-            rows.as_array()?.iter().any(|row| row["node"] == node).then_some(())
+            rows.as_array()?
+                .iter()
+                .any(|row| row["node"] == node)
+                .then_some(())
         });
     }
 
@@ -327,7 +381,13 @@ impl Market {
     pub(crate) fn submit_command(&self, who: &str, skill: &str) -> Command {
         let mut command = self.ramjet();
         command
-            .args(["submit", "--skill", skill, "--registry", &self.registry_addr.to_string()])
+            .args([
+                "submit",
+                "--skill",
+                skill,
+                "--registry",
+                &self.registry_addr.to_string(),
+            ])
             .arg("--state")
             .arg(self.path(who));
         command
@@ -343,7 +403,9 @@ impl Market {
     #[track_caller]
     pub(crate) fn run(&self, arguments: &[&str]) -> Ended {
         let mut command = self.ramjet();
-        command.args(arguments).args(["--registry", &self.registry_addr.to_string()]);
+        command
+            .args(arguments)
+            .args(["--registry", &self.registry_addr.to_string()]);
         Process::start(arguments[0], &mut command).end()
     }
 
@@ -355,13 +417,17 @@ impl Market {
 
     #[track_caller]
     pub(crate) fn polo(&self, who: u64) -> i64 {
-        self.standing(&who.to_string())["polo"].as_i64().expect("a number")
+        self.standing(&who.to_string())["polo"]
+            .as_i64()
+            .expect("a number")
     }
 
     /// The newest engagements of a node.
     #[track_caller]
     pub(crate) fn engagements(&self, who: u64) -> Vec<Value> {
-        let ended = self.run(&["engagements", &who.to_string(), "--json"]).expect(0);
+        let ended = self
+            .run(&["engagements", &who.to_string(), "--json"])
+            .expect(0);
         ended.json().as_array().expect("an array").clone()
     }
 }
@@ -385,8 +451,13 @@ impl Worker {
     pub(crate) fn status(&self) -> Value {
         let home = self.socket.parent().expect("in its state folder");
         let mut command = ramjet(home);
-        command.args(["status", "--json", "--socket"]).arg(&self.socket);
-        Process::start("status", &mut command).end().expect(0).json()
+        command
+            .args(["status", "--json", "--socket"])
+            .arg(&self.socket);
+        Process::start("status", &mut command)
+            .end()
+            .expect(0)
+            .json()
     }
 
     #[track_caller]
@@ -398,5 +469,7 @@ impl Worker {
 /// A counter in a status.
 #[track_caller]
 pub(crate) fn counter(status: &Value, name: &str) -> u64 {
-    status["counters"][name].as_u64().unwrap_or_else(|| panic!("no counter {name} in {status}"))
+    status["counters"][name]
+        .as_u64()
+        .unwrap_or_else(|| panic!("no counter {name} in {status}"))
 }

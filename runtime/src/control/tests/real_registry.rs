@@ -35,7 +35,10 @@ fn a_market_is_resolved_engaged_and_settled_across_a_restart_of_its_registry() {
     let requester = start(at(address, config(&toy, 2, false)));
     let query = Query {
         task_ready: true,
-        filters: vec![Filter { key: "skills".to_owned(), value: "echo".to_owned() }],
+        filters: vec![Filter {
+            key: "skills".to_owned(),
+            value: "echo".to_owned(),
+        }],
         ..Query::default()
     };
     wait_until("the advertisement", || {
@@ -58,13 +61,18 @@ fn a_market_is_resolved_engaged_and_settled_across_a_restart_of_its_registry() {
     assert_eq!((settlement.accepted, settlement.earned), (900, 1));
     wait_until("the release", || {
         let rows = requester.engagements(None, 10).expect("rows");
-        rows.iter().any(|row| row.state == "released" && row.accepted == 900)
+        rows.iter()
+            .any(|row| row.state == "released" && row.accepted == 900)
     });
     let who = worker.node_id().to_string();
     let standing = requester.standing(&who).expect("known");
     assert_eq!((standing.polo, standing.worked), (1, (1, 900)));
     // The worker has 1 by now and the requester 0: the skill is open to anyone, and earns nothing.
-    let end = wait_end(&requester.engage(request(Numbers::new(10))).expect("an offer"));
+    let end = wait_end(
+        &requester
+            .engage(request(Numbers::new(10)))
+            .expect("an offer"),
+    );
     assert_eq!(end.outcome, EngageOutcome::Settled);
     assert_eq!(end.settlement.expect("settled").earned, 0);
     let offer = EngageRequest {
