@@ -168,7 +168,9 @@ fn garbage_beside_real_work_is_counted_by_reason_and_harms_nothing() {
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(round);
         let len = usize::try_from(state >> 53).expect("11 bits");
-        let mut bytes: Vec<u8> = (0..len).map(|i| (state >> (i % 56)) as u8).collect();
+        let mut bytes: Vec<u8> = (0..len)
+            .map(|i| (state >> (i % 56)).to_be_bytes()[7])
+            .collect();
         match round % 4 {
             0 => bytes.splice(..0, *b"PILS\0\0\0\x02").for_each(drop),
             1 => bytes.splice(..0, *b"PILA\0\0\0\x02").for_each(drop),

@@ -133,7 +133,7 @@ impl Job for Doubling {
             self.answers.insert(token, value).is_none(),
             "token {token} answered twice"
         );
-        if token % 5 == 0 {
+        if token.is_multiple_of(5) {
             Verdict::Reject
         } else {
             Verdict::Accept

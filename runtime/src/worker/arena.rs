@@ -96,6 +96,12 @@ pub struct ReceiveArena {
     leased: u16,
 }
 
+impl Default for ReceiveArena {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl ReceiveArena {
     /// All buffers, owned by the kernel side from the start.
     pub fn new() -> Self {
@@ -174,6 +180,12 @@ pub struct SendArena {
     free: Vec<u16>,
 }
 
+impl Default for SendArena {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl SendArena {
     /// All trains free.
     pub fn new() -> Self {
@@ -211,7 +223,7 @@ impl SendArena {
     }
 
     /// The train goes to the kernel; returns where it lies.
-    pub(super) fn to_kernel(&mut self, train: u16) -> *mut u8 {
+    pub(super) fn hand_over(&mut self, train: u16) -> *mut u8 {
         let state = &mut self.states[usize::from(train)];
         assert_eq!(*state, SendState::Filling, "train {train} sent twice");
         *state = SendState::InKernel;
@@ -301,7 +313,7 @@ mod tests {
         let taken: Vec<_> = std::iter::from_fn(|| arena.take()).collect();
         assert_eq!(taken.len(), usize::from(SEND_TRAINS));
         arena.train(taken[0])[0] = 1;
-        arena.to_kernel(taken[0]);
+        arena.hand_over(taken[0]);
         assert_eq!(arena.take(), None);
         arena.free_train(taken[0]);
         assert_eq!(arena.take(), Some(taken[0]));

@@ -253,7 +253,7 @@ impl Io for Ring {
     }
 
     fn submit(&mut self, send: &mut SendArena, outgoing: Outgoing) {
-        let start = send.to_kernel(outgoing.train);
+        let start = send.hand_over(outgoing.train);
         let header = &mut self.send_headers[usize::from(outgoing.train)];
         header.fill(start, &outgoing);
         let entry = if header.message.msg_controllen == 0 {
@@ -261,7 +261,7 @@ impl Io for Ring {
             let len = u32::try_from(outgoing.len).expect("at most 64 KiB");
             opcode::Send::new(SOCKET, start, len)
                 .dest_addr(header.message.msg_name.cast_const().cast())
-                .dest_addr_len(header.name.len().try_into().expect("28 at most"))
+                .dest_addr_len(header.name.len())
                 .build()
         } else {
             let message: *const libc::msghdr = &header.message;

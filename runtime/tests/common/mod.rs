@@ -76,7 +76,7 @@ impl Long {
 
     fn payload(&self, index: usize) -> Vec<u8> {
         (0..self.lens[index])
-            .map(|at| (at * 31 + index) as u8)
+            .map(|at| u8::try_from((at * 31 + index) % 256).expect("a remainder"))
             .collect()
     }
 }
