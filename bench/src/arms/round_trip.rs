@@ -90,7 +90,7 @@ fn pair(mode: WaitMode) -> Result<(UdpSocket, UdpSocket, SocketAddr), ArmError> 
     };
     wrap(configure(&server))?;
     wrap(configure(&client))?;
-    Ok((server, client, server_address))
+    Ok((server, client, server_address.into()))
 }
 
 fn serve(
