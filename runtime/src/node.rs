@@ -389,6 +389,12 @@ impl Node {
         self.control.histograms()
     }
 
+    /// Why this node can take no more work, if a thread of it has ended: whoever runs it as a
+    /// service ends the process and lets its supervisor start a new one.
+    pub fn failure(&self) -> Option<String> {
+        self.control.failure()
+    }
+
     /// Takes no more work, lets what runs finish for at most [`ControlTimings::drain`], hands in
     /// the last receipts, releases its engagements, and stops every thread. Receipts that could
     /// not be settled stay in the spool for the next start.

@@ -72,7 +72,7 @@ pub(super) fn run(
         }))?;
     }
     notify(READY);
-    let signal = signals.received.recv().unwrap_or("a signal");
+    let signal = signals.wait_beside(&[&node])?;
     stop(&node, signal, output)
 }
 

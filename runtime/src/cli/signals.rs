@@ -3,10 +3,16 @@
 //! The first signal asks the command to end in good order; the second ends the process at once
 //! with [`Exit::Interrupted`].
 
-use crossbeam::channel::{Receiver, bounded};
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::exit::{Exit, Failure};
+use crate::node::Node;
+
+/// How often a node that runs as a service is asked whether it still does.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Catches signals from its installation to the end of the process.
 pub struct Signals {
@@ -53,5 +59,22 @@ impl Signals {
             })
             .map_err(failed)?;
         Ok(Signals { received })
+    }
+
+    /// Waits for the first signal, or until one of the nodes can take no more work.
+    ///
+    /// # Errors
+    /// What ended in that node: the process should end too, for its supervisor to start it anew.
+    pub fn wait_beside(&self, nodes: &[&Node]) -> Result<&'static str, Failure> {
+        loop {
+            match self.received.recv_timeout(LOOK) {
+                Ok(name) => return Ok(name),
+                Err(RecvTimeoutError::Disconnected) => return Ok("a signal"),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if let Some(failure) = nodes.iter().find_map(|node| node.failure()) {
+                return Err(Failure::environment(failure));
+            }
+        }
     }
 }

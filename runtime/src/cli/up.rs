@@ -105,7 +105,7 @@ pub(super) fn run(
         }))?;
     }
     notify(READY);
-    let signal = signals.received.recv().unwrap_or("a signal");
+    let signal = signals.wait_beside(&[&worker, &requester])?;
     notify(STOPPING);
     output.say(&format!(
         "{signal}: finishing what runs; once more ends at once"

@@ -64,6 +64,8 @@ pub(crate) struct Registration {
     pub(crate) last_error: Option<String>,
     /// Set when the thread gave up: waiting is pointless.
     pub(crate) fatal: bool,
+    /// Why the node, once running, can take no more work, if so.
+    pub(crate) failure: Option<String>,
 }
 
 /// State that the handle reads and the thread writes.
@@ -99,6 +101,11 @@ impl Shared {
     pub(crate) fn publish(&self, change: impl FnOnce(&mut Registration)) {
         change(&mut self.registration());
         self.changed.notify_all();
+    }
+
+    /// What was published of a failure.
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.registration().failure.clone()
     }
 
     pub(crate) fn keep_thread(&self, thread: JoinHandle<Result<(), String>>) {
@@ -160,6 +167,19 @@ impl ControlHandle {
 
     pub(crate) fn listen_addr(&self) -> SocketAddr {
         self.shared.listen
+    }
+
+    pub(crate) fn failure(&self) -> Option<String> {
+        if let Some(failure) = &self.shared.registration().failure {
+            return Some(failure.clone());
+        }
+        let thread = self
+            .shared
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let ended = thread.as_ref().is_some_and(JoinHandle::is_finished);
+        ended.then(|| "the control thread has ended; restart the node".to_owned())
     }
 
     pub(crate) fn wait_registered(&self, limit: Duration) -> Result<NodeId, NodeError> {

@@ -474,6 +474,13 @@ impl Shell {
             let fault = self.plane.registry_fault.clone();
             (NodeId(0), fault.or_else(|| self.plane.link.last_error()))
         };
+        if let Some(failure) = &self.plane.fatal
+            && self.shared.failure().is_none()
+        {
+            let failure = Some(failure.clone());
+            self.shared
+                .publish(|registration| registration.failure = failure);
+        }
         if self.published == (node, error.clone()) {
             return;
         }
