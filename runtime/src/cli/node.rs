@@ -19,6 +19,7 @@ use super::output::Output;
 use super::settings::{self as s, Settings};
 use super::signals::Signals;
 use crate::node::{Node, NodeConfig};
+use crate::worker::plan::{PlanLimits, plan};
 
 /// A node offers what it is told to offer, by the article's gate.
 const DEFAULTS: ServeDefaults = ServeDefaults {
@@ -48,6 +49,7 @@ pub(super) fn run(
     tell_identity(&source, output);
     let config = host::serving_node(settings, registry, identity, &DEFAULTS)?;
     identity_file::create_folder(&state)?;
+    tell_limits(&config, output);
     let socket = config.socket.clone();
     let node = Node::start_waiting(config)?;
     if !wait_registered(&node, registry, &signals, output)? {
@@ -98,6 +100,27 @@ fn wait_registered(
         }
     }
     Ok(false)
+}
+
+/// Says what the node may take in memory: one line for each kind, and the sum.
+pub(super) fn tell_limits(config: &NodeConfig, output: &Output) {
+    const MIB: usize = 1 << 20;
+    let lines = plan(&PlanLimits {
+        workers: config.workers,
+        engagements: config.engagements_max,
+        credits: usize::try_from(config.credits).unwrap_or(usize::MAX),
+    });
+    let mut sum = 0_usize;
+    for line in &lines {
+        sum = sum.saturating_add(line.bytes());
+        let (count, what, mib) = (line.count, line.what, line.bytes().div_ceil(MIB));
+        output.say(&format!("limit: {count} {what}, at most {mib} MiB"));
+    }
+    output.say(&format!(
+        "limit: {} tunnels a worker; all of it at most {} MiB",
+        config.tunnels_max,
+        sum.div_ceil(MIB)
+    ));
 }
 
 /// Says where a new identity was put: it is what polo belongs to.

@@ -64,6 +64,7 @@ pub(super) fn run(
     requester.socket = Some(host::requester_socket_path(settings)?);
     requester.state = Some(state.join(REQUESTER_FOLDER));
     identity_file::create_folder(&state.join(REQUESTER_FOLDER))?;
+    super::node::tell_limits(&worker, output);
 
     let registry = market::start_from(
         settings,

@@ -17,6 +17,7 @@
 //! | [`outbox`] | rooms 7 to 9 |
 //! | [`channels`] | the table of engagements |
 //! | [`pool`] | handlers that run elsewhere |
+//! | [`plan`] | what all of it may take in memory |
 //! | [`mailbox`], [`counters`] | how other threads reach a worker, and what they may read |
 //!
 //! Callers bind sockets with [`bind_group`], start workers with [`spawn_group`], speak to them
@@ -30,6 +31,7 @@ pub mod io;
 pub mod mailbox;
 pub mod mmsg;
 pub mod outbox;
+pub mod plan;
 pub mod pool;
 mod request;
 pub mod ring;

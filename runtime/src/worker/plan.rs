@@ -1,0 +1,94 @@
+//! What a node's data path may take in memory, summed before it starts.
+//!
+//! The arenas are taken at start. Slots are taken when their engagement opens, and each grows to
+//! the longest answer it has kept. Long payloads are memory only while they are there.
+
+use ramjet_proto::engagement::serving::{KEPT_BYTES_MAX, RECEIVING_BYTES_MAX};
+use ramjet_proto::wire::limits::FRAME_PAYLOAD_MAX;
+
+use super::arena::{RECEIVE_BUFFERS, RECEIVE_STRIDE, SEND_TRAINS, TRAIN_STRIDE};
+
+/// A slot's own fields, rounded up.
+const SLOT_BYTES: usize = 192;
+
+/// One kind of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlanLine {
+    /// What it is for.
+    pub what: &'static str,
+    /// How many there may be.
+    pub count: usize,
+    /// Bytes of each.
+    pub bytes_each: usize,
+}
+
+impl PlanLine {
+    /// Bytes of all.
+    pub fn bytes(&self) -> usize {
+        self.count.saturating_mul(self.bytes_each)
+    }
+}
+
+/// The limits of a node that decide on its memory.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanLimits {
+    /// Worker threads.
+    pub workers: usize,
+    /// Engagements it serves at a time.
+    pub engagements: usize,
+    /// Slots of one engagement.
+    pub credits: usize,
+}
+
+/// Every line; their sum is what the data path may take at the most.
+pub fn plan(limits: &PlanLimits) -> [PlanLine; 4] {
+    [
+        PlanLine {
+            what: "receive buffers",
+            count: limits.workers * usize::from(RECEIVE_BUFFERS),
+            bytes_each: RECEIVE_STRIDE,
+        },
+        PlanLine {
+            what: "send trains",
+            count: limits.workers * usize::from(SEND_TRAINS),
+            bytes_each: TRAIN_STRIDE,
+        },
+        PlanLine {
+            what: "slots with a kept answer",
+            count: limits.engagements * limits.credits,
+            bytes_each: SLOT_BYTES + FRAME_PAYLOAD_MAX,
+        },
+        PlanLine {
+            what: "engagements with long payloads and results",
+            count: limits.engagements,
+            bytes_each: RECEIVING_BYTES_MAX + KEPT_BYTES_MAX,
+        },
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sum_follows_each_limit() {
+        let sum = |limits: &PlanLimits| plan(limits).iter().map(PlanLine::bytes).sum::<usize>();
+        let one = PlanLimits {
+            workers: 1,
+            engagements: 1,
+            credits: 1,
+        };
+        let arenas = super::super::arena::ARENA_BYTES;
+        assert_eq!(sum(&PlanLimits { workers: 2, ..one }) - sum(&one), arenas);
+        assert_eq!(
+            sum(&PlanLimits { credits: 3, ..one }) - sum(&one),
+            2 * (SLOT_BYTES + FRAME_PAYLOAD_MAX)
+        );
+        assert!(
+            sum(&PlanLimits {
+                engagements: 2,
+                ..one
+            }) > sum(&one)
+        );
+    }
+}
