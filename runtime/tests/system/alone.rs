@@ -10,19 +10,39 @@ fn demo_reports_what_it_did_and_ends_well() {
     let mut command = ramjet(home.path());
     let ended = Process::start("demo", command.args(["demo", "--json", "--tasks", "3000"])).end();
     let ended = ended.expect(0);
-    assert_eq!(ended.lines.len(), 1, "data and nothing else: {:?}", ended.lines);
+    assert_eq!(
+        ended.lines.len(),
+        1,
+        "data and nothing else: {:?}",
+        ended.lines
+    );
     let report = ended.json();
-    assert_eq!((&report["tasks"], &report["accepted"]), (&json!(3_000), &json!(3_000)));
-    assert_eq!((&report["rejected"], &report["failed"]), (&json!(0), &json!(0)));
-    assert_eq!((&report["settled"], &report["refused"]), (&json!(true), &json!({})));
+    assert_eq!(
+        (&report["tasks"], &report["accepted"]),
+        (&json!(3_000), &json!(3_000))
+    );
+    assert_eq!(
+        (&report["rejected"], &report["failed"]),
+        (&json!(0), &json!(0))
+    );
+    assert_eq!(
+        (&report["settled"], &report["refused"]),
+        (&json!(true), &json!({}))
+    );
     assert_eq!(report["skill"], "langid");
-    assert!(report["lines"].as_u64() > Some(1_000), "real text: {report}");
+    assert!(
+        report["lines"].as_u64() > Some(1_000),
+        "real text: {report}"
+    );
     assert!(report["tasks_per_s"].as_f64() > Some(0.0), "{report}");
     let quantiles = ["p50", "p99", "p999", "max"]
         .map(|name| report["latency_us"][name].as_f64().expect("microseconds"));
     assert!(quantiles[0] > 0.0 && quantiles.is_sorted(), "{quantiles:?}");
     assert_eq!(report["polo"]["worker"], json!({ "before": 0, "after": 1 }));
-    assert_eq!(report["polo"]["requester"], json!({ "before": 0, "after": 0 }));
+    assert_eq!(
+        report["polo"]["requester"],
+        json!({ "before": 0, "after": 0 })
+    );
     let left: Vec<_> = std::fs::read_dir(home.path()).expect("the home").collect();
     assert!(left.is_empty(), "a demo leaves nothing behind: {left:?}");
 }
@@ -34,7 +54,14 @@ fn up_serves_its_host_again_and_again_and_ends_when_asked() {
     let up = || {
         let mut command = ramjet(home.path());
         command
-            .args(["up", "--json", "--registry-listen", "127.0.0.1:0", "--registry-beacon", "none"])
+            .args([
+                "up",
+                "--json",
+                "--registry-listen",
+                "127.0.0.1:0",
+                "--registry-beacon",
+                "none",
+            ])
             .arg("--state")
             .arg(&state);
         let process = Process::start("up", &mut command);

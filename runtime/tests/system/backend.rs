@@ -3,7 +3,10 @@
 //! A seccomp filter judges system calls, and an operation inside a ring is none. Under a filter that
 //! refuses every system call by which a datagram can be sent to, or received from, somebody named,
 //! a worker that still serves does so by io_uring. The same filter silences the other backend.
-#![expect(unsafe_code, reason = "a filter can only be installed between fork and exec")]
+#![expect(
+    unsafe_code,
+    reason = "a filter can only be installed between fork and exec"
+)]
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -18,7 +21,12 @@ use crate::harness::{Market, Process, Worker, until};
 /// A step of the filter: operation, constant, and how far to jump if it holds or not.
 fn step(code: u32, k: u32, jump_true: u8, jump_false: u8) -> sock_filter {
     let code = u16::try_from(code).expect("operations are 16 bits");
-    sock_filter { code, jt: jump_true, jf: jump_false, k }
+    sock_filter {
+        code,
+        jt: jump_true,
+        jf: jump_false,
+        k,
+    }
 }
 
 /// `recvmsg`, `recvmmsg`, `sendmsg` and `sendmmsg` are refused, and so are `sendto` and `recvfrom`
@@ -60,10 +68,17 @@ fn forbid_datagrams(command: &mut Command) -> &mut Command {
         // with the filter it points at lives until the call returns; neither changes memory.
         let installed = unsafe {
             libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-                && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
-                    == 0
+                && libc::prctl(
+                    libc::PR_SET_SECCOMP,
+                    libc::SECCOMP_MODE_FILTER,
+                    &raw const program,
+                ) == 0
         };
-        if installed { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+        if installed {
+            Ok(())
+        } else {
+            Err(std::io::Error::last_os_error())
+        }
     };
     // SAFETY: between fork and exec only two system calls are made; nothing is allocated.
     unsafe { command.pre_exec(install) }
@@ -73,11 +88,16 @@ fn forbid_datagrams(command: &mut Command) -> &mut Command {
 fn is_filtered(worker: &Worker) -> bool {
     let path = format!("/proc/{}/status", worker.process.id());
     let status = std::fs::read_to_string(path).expect("it runs");
-    status.lines().any(|line| line.split_whitespace().eq(["Seccomp:", "2"]))
+    status
+        .lines()
+        .any(|line| line.split_whitespace().eq(["Seccomp:", "2"]))
 }
 
 fn backend(worker: &Worker) -> String {
-    worker.status()["workers"][1].as_str().expect("text").to_owned()
+    worker.status()["workers"][1]
+        .as_str()
+        .expect("text")
+        .to_owned()
 }
 
 const LINES: u64 = 2_000;
@@ -86,7 +106,11 @@ const LINES: u64 = 2_000;
 fn serve_lines(market: &Market, worker: &Worker) -> (u64, u64) {
     let lines: Vec<String> = (0..LINES).map(|index| format!("{index} of many")).collect();
     let file = market.file("lines.txt", lines.join("\n"));
-    let ended = market.submit("requester", "echo", &["--lines", file.to_str().expect("text")]);
+    let ended = market.submit(
+        "requester",
+        "echo",
+        &["--lines", file.to_str().expect("text")],
+    );
     assert!(ended.expect(0).lines == lines, "every line came back");
     let status = worker.status();
     let counter = |name| crate::harness::counter(&status, name);
@@ -118,7 +142,11 @@ fn a_worker_serves_where_no_system_call_may_move_a_datagram() {
 #[test]
 fn two_threads_of_a_worker_share_its_port_and_nothing_else() {
     let market = Market::start();
-    let worker = market.worker("worker", "echo", &["--workers", "2", "--accept-from", "anyone"]);
+    let worker = market.worker(
+        "worker",
+        "echo",
+        &["--workers", "2", "--accept-from", "anyone"],
+    );
     let lines: Vec<String> = (0..LINES).map(|index| format!("{index} of many")).collect();
     let file = market.file("lines.txt", lines.join("\n"));
     // Their numbers follow each other, so that both threads get some.
@@ -134,7 +162,11 @@ fn two_threads_of_a_worker_share_its_port_and_nothing_else() {
     let counter = |name| crate::harness::counter(&status, name);
     assert_eq!(status["workers"][0], 2);
     assert_eq!(counter("tasks_run"), 3 * LINES);
-    assert_eq!(counter("datagrams_forwarded"), 0, "the kernel steers each to its thread");
+    assert_eq!(
+        counter("datagrams_forwarded"),
+        0,
+        "the kernel steers each to its thread"
+    );
 }
 
 #[test]
@@ -149,6 +181,8 @@ fn the_other_backend_serves_too_but_not_under_that_filter() {
     let beacon = market.beacon_addr.to_string();
     let mut command = market.node_command("silenced", &["--io", "mmsg", "--beacon", &beacon]);
     let silenced = Worker::ready(Process::start("silenced", forbid_datagrams(&mut command)));
-    until("a send is refused", || (silenced.counter("dropped_send_failed") > 0).then_some(()));
+    until("a send is refused", || {
+        (silenced.counter("dropped_send_failed") > 0).then_some(())
+    });
     assert_eq!(silenced.counter("datagrams_received"), 0);
 }

@@ -3,11 +3,13 @@
 //! Invariants: a [`Process`] is dead when it is dropped; standard output is read only as far as the
 //! test asks for it, so that a test can hold a run in its middle; every wait ends by [`PATIENCE`].
 
-use std::io::{BufRead, BufReader, Read};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -19,16 +21,21 @@ use tempfile::TempDir;
 
 /// The longest that anything here may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
-/// Lines of standard output read ahead of the test; together with the pipe far fewer than a run
-/// that is to be held in its middle has.
-const LINES_AHEAD: usize = 16;
+/// Standard output is read in pieces of this length, and one piece is read ahead of the test: with
+/// the pipe far less than a run prints that is to be held in its middle.
+const PIECE_LEN: usize = 64 << 10;
+const PIECES_AHEAD: usize = 1;
 /// Between two questions to the command line, so that asking does not starve who is asked.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
 
 /// The binary with an environment of its own: what the caller's shell sets does not reach it.
 pub(crate) fn ramjet(home: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ramjet"));
-    command.env_clear().env("HOME", home).env("PATH", "/usr/bin:/bin").stdin(Stdio::null());
+    command
+        .env_clear()
+        .env("HOME", home)
+        .env("PATH", "/usr/bin:/bin")
+        .stdin(Stdio::null());
     command
 }
 
@@ -48,9 +55,32 @@ pub(crate) fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
 pub(crate) struct Process {
     name: String,
     child: Child,
-    lines: Option<Receiver<String>>,
+    pieces: Option<Receiver<Vec<String>>>,
+    /// Lines that were taken from the channel and not asked for yet.
+    lines: RefCell<VecDeque<String>>,
     errors: Arc<Mutex<String>>,
     readers: Vec<JoinHandle<()>>,
+}
+
+/// Sends whole lines, as many as came together, until the end or until nobody wants them.
+fn read_lines(mut source: impl Read, sender: &SyncSender<Vec<String>>) {
+    let (mut space, mut rest) = (vec![0; PIECE_LEN], Vec::new());
+    loop {
+        let len = source.read(&mut space).unwrap_or(0);
+        rest.extend_from_slice(&space[..len]);
+        let text = |line: &[u8]| String::from_utf8_lossy(line).into_owned();
+        let mut lines: Vec<String> = Vec::new();
+        if let Some(end) = rest.iter().rposition(|byte| *byte == b'\n') {
+            lines.extend(rest[..end].split(|byte| *byte == b'\n').map(text));
+            rest.drain(..=end);
+        }
+        if len == 0 && !rest.is_empty() {
+            lines.push(text(&std::mem::take(&mut rest)));
+        }
+        if (!lines.is_empty() && sender.send(lines).is_err()) || len == 0 {
+            return;
+        }
+    }
 }
 
 /// A process that has ended.
@@ -75,7 +105,10 @@ impl Ended {
     /// Its last line of standard output as JSON.
     #[track_caller]
     pub(crate) fn json(&self) -> Value {
-        let line = self.lines.last().unwrap_or_else(|| panic!("no output of {self:#?}"));
+        let line = self
+            .lines
+            .last()
+            .unwrap_or_else(|| panic!("no output of {self:#?}"));
         serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
     }
 }
@@ -87,16 +120,9 @@ impl Process {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("{name}: {error}"));
-        let (sender, lines) = sync_channel(LINES_AHEAD);
-        let stdout = BufReader::new(child.stdout.take().expect("piped"));
-        let out = std::thread::spawn(move || {
-            for line in stdout.lines() {
-                let Ok(line) = line else { break };
-                if sender.send(line).is_err() {
-                    break;
-                }
-            }
-        });
+        let (sender, pieces) = sync_channel(PIECES_AHEAD);
+        let stdout = child.stdout.take().expect("piped");
+        let out = std::thread::spawn(move || read_lines(stdout, &sender));
         let errors = Arc::new(Mutex::new(String::new()));
         let shared = Arc::clone(&errors);
         let mut stderr = child.stderr.take().expect("piped");
@@ -110,7 +136,15 @@ impl Process {
             }
         });
         let readers = vec![out, err];
-        Process { name: name.to_owned(), child, lines: Some(lines), errors, readers }
+        let (name, pieces, lines) = (name.to_owned(), Some(pieces), RefCell::default());
+        Process {
+            name,
+            child,
+            pieces,
+            lines,
+            errors,
+            readers,
+        }
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -120,17 +154,30 @@ impl Process {
     /// Its next line of standard output; none at its end.
     #[track_caller]
     pub(crate) fn line(&self) -> Option<String> {
-        match self.lines.as_ref().expect("taken only by the end").recv_timeout(PATIENCE) {
-            Ok(line) => Some(line),
-            Err(RecvTimeoutError::Disconnected) => None,
-            Err(RecvTimeoutError::Timeout) => panic!("{}: no line within {PATIENCE:?}", self.name),
+        let mut lines = self.lines.borrow_mut();
+        if lines.is_empty() {
+            match self
+                .pieces
+                .as_ref()
+                .expect("there until the end")
+                .recv_timeout(PATIENCE)
+            {
+                Ok(piece) => lines.extend(piece),
+                Err(RecvTimeoutError::Disconnected) => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("{}: no line within {PATIENCE:?}", self.name)
+                }
+            }
         }
+        lines.pop_front()
     }
 
     /// Its next line, which is JSON.
     #[track_caller]
     pub(crate) fn json(&self) -> Value {
-        let line = self.line().unwrap_or_else(|| panic!("{}: no line\n{}", self.name, self.errors()));
+        let line = self
+            .line()
+            .unwrap_or_else(|| panic!("{}: no line\n{}", self.name, self.errors()));
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
     }
 
@@ -167,16 +214,30 @@ impl Process {
         for reader in self.readers.drain(..) {
             reader.join().expect("reading does not panic");
         }
-        Ended { code: status.code(), lines, errors: self.errors() }
+        Ended {
+            code: status.code(),
+            lines,
+            errors: self.errors(),
+        }
     }
 
     /// Waits for its end, which closes its output too.
     #[track_caller]
     fn wait(&self) {
-        let file = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()).expect("our child");
-        let limit = Timespec { tv_sec: PATIENCE.as_secs().cast_signed(), tv_nsec: 0 };
+        let file =
+            pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()).expect("our child");
+        let limit = Timespec {
+            tv_sec: PATIENCE.as_secs().cast_signed(),
+            tv_nsec: 0,
+        };
         let ended = poll(&mut [PollFd::new(&file, PollFlags::IN)], Some(&limit)).expect("polled");
-        assert_eq!(ended, 1, "{} did not end within {PATIENCE:?}\n{}", self.name, self.errors());
+        assert_eq!(
+            ended,
+            1,
+            "{} did not end within {PATIENCE:?}\n{}",
+            self.name,
+            self.errors()
+        );
     }
 }
 
@@ -186,7 +247,7 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
         // A reader that waits for room in the channel ends with the channel.
-        self.lines = None;
+        self.pieces = None;
         for reader in self.readers.drain(..) {
             let _ = reader.join();
         }
@@ -218,7 +279,10 @@ pub(crate) struct Worker {
 }
 
 fn address(value: &Value) -> SocketAddr {
-    value.as_str().and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("{value}"))
+    value
+        .as_str()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or_else(|| panic!("{value}"))
 }
 
 impl Market {
@@ -241,7 +305,12 @@ impl Market {
         let process = Process::start(
             "registry",
             self.ramjet()
-                .args(["registry", "--json", "--listen", &self.registry_addr.to_string()])
+                .args([
+                    "registry",
+                    "--json",
+                    "--listen",
+                    &self.registry_addr.to_string(),
+                ])
                 .args(["--beacon", &self.beacon_addr.to_string(), "--state"])
                 .arg(self.path("registry"))
                 .arg("--byte-log")
@@ -294,7 +363,13 @@ impl Market {
     pub(crate) fn node_command(&self, name: &str, arguments: &[&str]) -> Command {
         let mut command = self.ramjet();
         command
-            .args(["node", "--json", "--registry", &self.registry_addr.to_string(), "--state"])
+            .args([
+                "node",
+                "--json",
+                "--registry",
+                &self.registry_addr.to_string(),
+                "--state",
+            ])
             .arg(self.path(name))
             .args(arguments);
         command
@@ -302,7 +377,10 @@ impl Market {
 
     /// Starts a node and waits until it is ready.
     pub(crate) fn node(&self, name: &str, arguments: &[&str]) -> Worker {
-        Worker::ready(Process::start(name, &mut self.node_command(name, arguments)))
+        Worker::ready(Process::start(
+            name,
+            &mut self.node_command(name, arguments),
+        ))
     }
 
     /// Starts a task-ready node for these skills and waits until the registry lists it.
@@ -319,7 +397,10 @@ impl Market {
         until("the worker is listed", || {
             let ended = self.run(&["resolve", "--json", "--capability", "task-ready"]);
             let rows = ended.json();
-            rows.as_array()?.iter().any(|row| row["node"] == node).then_some(())
+            rows.as_array()?
+                .iter()
+                .any(|row| row["node"] == node)
+                .then_some(())
         });
     }
 
@@ -327,7 +408,13 @@ impl Market {
     pub(crate) fn submit_command(&self, who: &str, skill: &str) -> Command {
         let mut command = self.ramjet();
         command
-            .args(["submit", "--skill", skill, "--registry", &self.registry_addr.to_string()])
+            .args([
+                "submit",
+                "--skill",
+                skill,
+                "--registry",
+                &self.registry_addr.to_string(),
+            ])
             .arg("--state")
             .arg(self.path(who));
         command
@@ -343,7 +430,9 @@ impl Market {
     #[track_caller]
     pub(crate) fn run(&self, arguments: &[&str]) -> Ended {
         let mut command = self.ramjet();
-        command.args(arguments).args(["--registry", &self.registry_addr.to_string()]);
+        command
+            .args(arguments)
+            .args(["--registry", &self.registry_addr.to_string()]);
         Process::start(arguments[0], &mut command).end()
     }
 
@@ -355,13 +444,17 @@ impl Market {
 
     #[track_caller]
     pub(crate) fn polo(&self, who: u64) -> i64 {
-        self.standing(&who.to_string())["polo"].as_i64().expect("a number")
+        self.standing(&who.to_string())["polo"]
+            .as_i64()
+            .expect("a number")
     }
 
     /// The newest engagements of a node.
     #[track_caller]
     pub(crate) fn engagements(&self, who: u64) -> Vec<Value> {
-        let ended = self.run(&["engagements", &who.to_string(), "--json"]).expect(0);
+        let ended = self
+            .run(&["engagements", &who.to_string(), "--json"])
+            .expect(0);
         ended.json().as_array().expect("an array").clone()
     }
 }
@@ -385,8 +478,13 @@ impl Worker {
     pub(crate) fn status(&self) -> Value {
         let home = self.socket.parent().expect("in its state folder");
         let mut command = ramjet(home);
-        command.args(["status", "--json", "--socket"]).arg(&self.socket);
-        Process::start("status", &mut command).end().expect(0).json()
+        command
+            .args(["status", "--json", "--socket"])
+            .arg(&self.socket);
+        Process::start("status", &mut command)
+            .end()
+            .expect(0)
+            .json()
     }
 
     #[track_caller]
@@ -398,5 +496,7 @@ impl Worker {
 /// A counter in a status.
 #[track_caller]
 pub(crate) fn counter(status: &Value, name: &str) -> u64 {
-    status["counters"][name].as_u64().unwrap_or_else(|| panic!("no counter {name} in {status}"))
+    status["counters"][name]
+        .as_u64()
+        .unwrap_or_else(|| panic!("no counter {name} in {status}"))
 }

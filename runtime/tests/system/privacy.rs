@@ -39,7 +39,9 @@ impl Searched {
     }
 
     fn occurs_in(&self, bytes: &[u8]) -> bool {
-        self.0.iter().any(|form| bytes.windows(form.len()).any(|window| window == form))
+        self.0
+            .iter()
+            .any(|form| bytes.windows(form.len()).any(|window| window == form))
     }
 }
 
@@ -95,17 +97,29 @@ impl Relay {
                 let _ = outside.send_to(datagram, peer);
             }
         });
-        Relay { address, seen, stop, threads: vec![inwards, outwards] }
+        Relay {
+            address,
+            seen,
+            stop,
+            threads: vec![inwards, outwards],
+        }
     }
 
     fn datagrams(&self) -> Vec<Vec<u8>> {
-        self.seen.datagrams.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.seen
+            .datagrams
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
 impl Seen {
     fn keep(&self, datagram: &[u8]) {
-        self.datagrams.lock().unwrap_or_else(PoisonError::into_inner).push(datagram.to_vec());
+        self.datagrams
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(datagram.to_vec());
     }
 }
 
@@ -151,32 +165,69 @@ fn neither_the_registry_nor_the_network_sees_a_payload_or_a_result() {
         .collect();
     let file = market.file("lines.txt", lines.join("\n"));
     let file = file.to_str().expect("text");
-    let ended = market.submit("requester", "echo", &["--lines", file]).expect(0);
-    assert!(ended.lines == lines, "every result came back, through the relay");
+    let ended = market
+        .submit("requester", "echo", &["--lines", file])
+        .expect(0);
+    assert!(
+        ended.lines == lines,
+        "every result came back, through the relay"
+    );
 
     let searched = Searched::forms_of(MARKER);
-    assert!(searched.occurs_in(lines[5].as_bytes()), "the search finds it where it is");
-    assert!(searched.occurs_in(BASE64.encode(&lines[5]).as_bytes()), "in base64 too");
+    assert!(
+        searched.occurs_in(lines[5].as_bytes()),
+        "the search finds it where it is"
+    );
+    assert!(
+        searched.occurs_in(BASE64.encode(&lines[5]).as_bytes()),
+        "in base64 too"
+    );
 
     let datagrams = relay.datagrams();
-    let of_kind = |magic: &[u8]| datagrams.iter().filter(|bytes| bytes.starts_with(magic)).count();
+    let of_kind = |magic: &[u8]| {
+        datagrams
+            .iter()
+            .filter(|bytes| bytes.starts_with(magic))
+            .count()
+    };
     let payload: usize = lines.iter().map(String::len).sum();
-    let sealed: usize =
-        datagrams.iter().filter(|bytes| bytes.starts_with(b"PILS")).map(Vec::len).sum();
+    let sealed: usize = datagrams
+        .iter()
+        .filter(|bytes| bytes.starts_with(b"PILS"))
+        .map(Vec::len)
+        .sum();
     assert!(of_kind(b"PILA") >= 2, "both announced their keys here");
-    assert!(sealed >= 2 * payload, "{sealed} sealed bytes for {payload} there and back");
+    assert!(
+        sealed >= 2 * payload,
+        "{sealed} sealed bytes for {payload} there and back"
+    );
     assert_eq!(of_kind(b"PILT"), 0, "nothing travels in plaintext");
     let received = worker.counter("datagrams_received");
     let passed = relay.seen.towards_node.load(Ordering::Relaxed);
-    assert!(received <= passed, "the worker received {received}, the relay passed {passed} to it");
+    assert!(
+        received <= passed,
+        "the worker received {received}, the relay passed {passed} to it"
+    );
     for datagram in &datagrams {
-        assert!(!searched.occurs_in(datagram), "the marker is in {:02x?}", datagram);
+        assert!(
+            !searched.occurs_in(datagram),
+            "the marker is in {:02x?}",
+            datagram
+        );
     }
 
     let bytes = std::fs::read(market.byte_log()).expect("the registry keeps a byte log");
     assert!(!searched.occurs_in(&bytes), "the registry saw the marker");
     let contains = |part: &[u8]| bytes.windows(part.len()).any(|window| window == part);
-    for part in [&b"market_offer"[..], b"market_settle", b"\"skill\":\"echo\""] {
-        assert!(contains(part), "{:?} is in the log, so it is one", String::from_utf8_lossy(part));
+    for part in [
+        &b"market_offer"[..],
+        b"market_settle",
+        b"\"skill\":\"echo\"",
+    ] {
+        assert!(
+            contains(part),
+            "{:?} is in the log, so it is one",
+            String::from_utf8_lossy(part)
+        );
     }
 }
