@@ -21,7 +21,9 @@ pub struct PublicKey(pub [u8; 32]);
 impl PublicKey {
     /// Whether `signature` is this key's signature over `message`.
     pub fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
-        UnparsedPublicKey::new(&ED25519, &self.0).verify(message, signature).is_ok()
+        UnparsedPublicKey::new(&ED25519, &self.0)
+            .verify(message, signature)
+            .is_ok()
     }
 
     /// Standard padded base64, as in every Pilot message.
@@ -116,7 +118,11 @@ impl Identity {
         let pair = Ed25519KeyPair::from_seed_unchecked(&seed).expect("a seed of 32 bytes");
         let mut public = [0; 32];
         public.copy_from_slice(pair.public_key().as_ref());
-        Identity { seed, pair, public: PublicKey(public) }
+        Identity {
+            seed,
+            pair,
+            public: PublicKey(public),
+        }
     }
 
     /// The public half.
@@ -136,8 +142,10 @@ impl Identity {
         let mut private = [0; 64];
         private[..32].copy_from_slice(&self.seed);
         private[32..].copy_from_slice(&self.public.0);
-        let json =
-            IdentityJson { private_key: BASE64.encode(private), public_key: self.public.to_base64() };
+        let json = IdentityJson {
+            private_key: BASE64.encode(private),
+            public_key: self.public.to_base64(),
+        };
         serde_json::to_string_pretty(&json).expect("two strings serialize")
     }
 
@@ -146,9 +154,10 @@ impl Identity {
     /// # Errors
     /// [`IdentityFault`], by which member is wrong.
     pub fn from_json(text: &str) -> Result<Self, IdentityFault> {
-        let json: IdentityJson =
-            serde_json::from_str(text).map_err(|_| IdentityFault::NotJson)?;
-        let private = BASE64.decode(&json.private_key).map_err(|_| IdentityFault::BadKey)?;
+        let json: IdentityJson = serde_json::from_str(text).map_err(|_| IdentityFault::NotJson)?;
+        let private = BASE64
+            .decode(&json.private_key)
+            .map_err(|_| IdentityFault::BadKey)?;
         let public = PublicKey::from_base64(&json.public_key).ok_or(IdentityFault::BadKey)?;
         if private.len() != 64 {
             return Err(IdentityFault::BadKey);
@@ -176,8 +185,14 @@ mod tests {
         let forged = identity
             .to_json()
             .replace(&identity.public().to_base64(), &other.public().to_base64());
-        assert_eq!(Identity::from_json(&forged).err(), Some(IdentityFault::Mismatch));
-        assert_eq!(Identity::from_json("{}").err(), Some(IdentityFault::NotJson));
+        assert_eq!(
+            Identity::from_json(&forged).err(),
+            Some(IdentityFault::Mismatch)
+        );
+        assert_eq!(
+            Identity::from_json("{}").err(),
+            Some(IdentityFault::NotJson)
+        );
     }
 
     #[test]

@@ -32,7 +32,9 @@ const IDLE_FULL_MS: u64 = 60_000;
 const STAGED_FULL_NS: u128 = 600_000_000_000;
 
 /// Whose rule moves polo besides the reward.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub enum Policy {
     /// The article: success leaves the requester as it is; an offer that nobody accepts costs its
     /// requester 1.
@@ -62,7 +64,9 @@ impl core::str::FromStr for Policy {
         match text {
             "article" => Ok(Policy::Article),
             "pilot-1.9" => Ok(Policy::Pilot19),
-            _ => Err(format!("polo policy {text:?} is none of article, pilot-1.9")),
+            _ => Err(format!(
+                "polo policy {text:?} is none of article, pilot-1.9"
+            )),
         }
     }
 }
@@ -108,13 +112,34 @@ pub enum Occasion {
 /// The whole rule: what `occasion` comes to under `policy`.
 pub fn deltas(policy: Policy, occasion: Occasion) -> Deltas {
     match (policy, occasion) {
-        (Policy::Article, Occasion::OfferExpired) => Deltas { requester: -1, worker: 0 },
+        (Policy::Article, Occasion::OfferExpired) => Deltas {
+            requester: -1,
+            worker: 0,
+        },
         (Policy::Pilot19, Occasion::OfferExpired)
-        | (_, Occasion::Engagement { gate_met: false, .. }) => Deltas::default(),
-        (Policy::Article, Occasion::Engagement { account, gate_met: true }) => {
-            Deltas { requester: 0, worker: reward(&account) }
-        }
-        (Policy::Pilot19, Occasion::Engagement { account, gate_met: true }) => Deltas {
+        | (
+            _,
+            Occasion::Engagement {
+                gate_met: false, ..
+            },
+        ) => Deltas::default(),
+        (
+            Policy::Article,
+            Occasion::Engagement {
+                account,
+                gate_met: true,
+            },
+        ) => Deltas {
+            requester: 0,
+            worker: reward(&account),
+        },
+        (
+            Policy::Pilot19,
+            Occasion::Engagement {
+                account,
+                gate_met: true,
+            },
+        ) => Deltas {
             requester: -i64::from(account.accepted > 0),
             worker: reward(&account) - i64::from(account.expired > 0),
         },
@@ -130,13 +155,15 @@ pub fn reward(account: &Account) -> i64 {
     let growth = ONE + log2_one_plus_minutes(account.busy_ns);
     let product = growth * efficiency(account);
     let rounded = (product + (1 << (2 * FRACTION_BITS - 1))) >> (2 * FRACTION_BITS);
-    i64::try_from(rounded).expect("the logarithm of 2^64 nanoseconds in minutes is below 29").max(1)
+    i64::try_from(rounded)
+        .expect("the logarithm of 2^64 nanoseconds in minutes is below 29")
+        .max(1)
 }
 
 /// 1 − idle − staged, at least 0.4, with [`FRACTION_BITS`].
 fn efficiency(account: &Account) -> u128 {
-    let idle = u128::from(account.idle_ms.min(IDLE_FULL_MS)) * 3 * ONE
-        / (10 * u128::from(IDLE_FULL_MS));
+    let idle =
+        u128::from(account.idle_ms.min(IDLE_FULL_MS)) * 3 * ONE / (10 * u128::from(IDLE_FULL_MS));
     let mean_ns = u128::from(account.staged_ns) / u128::from(account.accepted.max(1));
     let staged = mean_ns.min(STAGED_FULL_NS) * 3 * ONE / (10 * STAGED_FULL_NS);
     (ONE - idle - staged).max(ONE * 4 / 10)
@@ -206,7 +233,11 @@ mod tests {
             (0, 3_600, 36_000, 1),
         ];
         for (busy, idle, staged, expected) in table {
-            assert_eq!(reward(&account(busy, idle, staged)), expected, "{busy} {idle} {staged}");
+            assert_eq!(
+                reward(&account(busy, idle, staged)),
+                expected,
+                "{busy} {idle} {staged}"
+            );
         }
     }
 
@@ -223,14 +254,30 @@ mod tests {
         };
         assert_eq!(reward(&Account { idle_ms: 0, ..most }), 29);
         assert_eq!(reward(&most), 20);
-        assert_eq!(reward(&Account { accepted: 1, ..most }), 12);
-        assert_eq!(reward(&Account { accepted: 0, ..most }), 0);
+        assert_eq!(
+            reward(&Account {
+                accepted: 1,
+                ..most
+            }),
+            12
+        );
+        assert_eq!(
+            reward(&Account {
+                accepted: 0,
+                ..most
+            }),
+            0
+        );
     }
 
     #[test]
     fn each_policy_moves_what_its_source_says() {
         let occasion = |accepted, expired, gate_met| Occasion::Engagement {
-            account: Account { accepted, expired, ..account(10, 0, 0) },
+            account: Account {
+                accepted,
+                expired,
+                ..account(10, 0, 0)
+            },
             gate_met,
         };
         let both = |requester, worker| Deltas { requester, worker };

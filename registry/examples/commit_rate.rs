@@ -82,14 +82,27 @@ fn work(address: SocketAddr, ready: &SyncSender<()>) -> Fallible<()> {
         lease_s: 3_600,
     };
     let signature = sign(&identity, &advertisement.signed_bytes());
-    ask(&mut stream, RequestBody::Advertise { advertisement, signature })?;
+    ask(
+        &mut stream,
+        RequestBody::Advertise {
+            advertisement,
+            signature,
+        },
+    )?;
     ready.send(())?;
     let mut reader = BufReader::new(stream.try_clone()?);
     while let Ok(json) = receive(&mut reader) {
         if let FromRegistry::Push(Push::Notify { offer, .. }) = FromRegistry::parse(&json)? {
-            let terms = AcceptTerms { offer: offer.offer, worker, credits: 1 };
+            let terms = AcceptTerms {
+                offer: offer.offer,
+                worker,
+                credits: 1,
+            };
             let signature = sign(&identity, &terms.signed_bytes());
-            let request = Request { id: 1, body: RequestBody::Accept { terms, signature } };
+            let request = Request {
+                id: 1,
+                body: RequestBody::Accept { terms, signature },
+            };
             send(&mut stream, &serde_json::to_vec(&request)?)?;
         }
     }
@@ -118,7 +131,10 @@ fn offer(
             accept_deadline_ms: 300_000,
         };
         let signature = sign(&identity, &offer.signed_bytes());
-        let request = Request { id, body: RequestBody::Offer { offer, signature } };
+        let request = Request {
+            id,
+            body: RequestBody::Offer { offer, signature },
+        };
         send(&mut stream, &serde_json::to_vec(&request)?)?;
     }
     Ok(())

@@ -56,7 +56,9 @@ pub fn is_label(text: &str, length_max: usize) -> bool {
         && text.len() <= length_max
         && !text.starts_with('-')
         && !text.ends_with('-')
-        && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+        && text
+            .bytes()
+            .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
 }
 
 #[cfg(test)]
@@ -71,7 +73,12 @@ mod tests {
             assert_eq!(parse_node(&address_text(NodeId(node))), Some(NodeId(node)));
             assert_eq!(parse_node(&node.to_string()), Some(NodeId(node)));
         }
-        for text in ["", "1:0001.0000.0001", "0:0000.0000", "0:0000.0000.0001.0000"] {
+        for text in [
+            "",
+            "1:0001.0000.0001",
+            "0:0000.0000",
+            "0:0000.0000.0001.0000",
+        ] {
             assert_eq!(parse_node(text), None, "{text}");
         }
     }
@@ -85,8 +92,16 @@ mod tests {
             ("127.0.0.2:4000", "127.0.0.1", Some("127.0.0.2:4000")),
             ("127.0.0.1:4000", "203.0.113.9", Some("203.0.113.9:4000")),
             ("10.0.0.7:4000", "203.0.113.9", Some("203.0.113.9:4000")),
-            ("198.51.100.4:4000", "203.0.113.9", Some("198.51.100.4:4000")),
-            ("worker.example:4000", "203.0.113.9", Some("203.0.113.9:4000")),
+            (
+                "198.51.100.4:4000",
+                "203.0.113.9",
+                Some("198.51.100.4:4000"),
+            ),
+            (
+                "worker.example:4000",
+                "203.0.113.9",
+                Some("203.0.113.9:4000"),
+            ),
             ("[::]:4000", "::ffff:203.0.113.9", Some("203.0.113.9:4000")),
             ("[::]:4000", "2001:db8::1", Some("[2001:db8::1]:4000")),
             ("127.0.0.1:0", "127.0.0.1", None),

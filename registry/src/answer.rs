@@ -23,7 +23,10 @@ const ENGAGEMENTS_LOOKED_AT: usize = 64;
 /// [`Why::NotFound`] and [`Why::Signature`].
 pub fn verify(state: &State, proof: &Proof) -> Result<(), Refused> {
     let node = state.directory().node(proof.node)?;
-    if node.key.verifies(proof.challenge.as_bytes(), &proof.signature) {
+    if node
+        .key
+        .verifies(proof.challenge.as_bytes(), &proof.signature)
+    {
         return Ok(());
     }
     Err(Refused::new(
@@ -69,11 +72,21 @@ pub fn query(
         }
         Ask::Lookup(node) => Ok(lookup(*node, directory.node(*node)?)),
         Ask::Resolve { node, proof } => resolve(state, *node, proof, at_ms),
-        Ask::ResolveHostname { hostname, requester } => {
-            resolve_hostname(state, hostname, *requester, at_ms)
-        }
-        Ask::Punch { node_a, node_b, proof } => punch(state, *node_a, *node_b, proof, at_ms),
-        Ask::AuthorizeTaskSubmit { submitter, receiver, min_polo, proof } => {
+        Ask::ResolveHostname {
+            hostname,
+            requester,
+        } => resolve_hostname(state, hostname, *requester, at_ms),
+        Ask::Punch {
+            node_a,
+            node_b,
+            proof,
+        } => punch(state, *node_a, *node_b, proof, at_ms),
+        Ask::AuthorizeTaskSubmit {
+            submitter,
+            receiver,
+            min_polo,
+            proof,
+        } => {
             verify(state, proof)?;
             let own = directory.node(*submitter)?.polo;
             let needed = min_polo.unwrap_or(directory.node(*receiver)?.polo);
@@ -99,8 +112,10 @@ pub fn query(
         }
         Ask::BeaconList => {
             let own = beacon.filter(|address| !address.ip().is_unspecified());
-            let beacons: Vec<Value> =
-                own.iter().map(|address| json!({"id": 1, "addr": address.to_string()})).collect();
+            let beacons: Vec<Value> = own
+                .iter()
+                .map(|address| json!({"id": 1, "addr": address.to_string()}))
+                .collect();
             Ok(json!({"type": "beacon_list_ok", "beacons": beacons}))
         }
         Ask::Register(_) | Ask::Change { .. } | Ask::UnsignedPolo(_) => {
@@ -141,7 +156,10 @@ fn resolve_hostname(
     at_ms: u64,
 ) -> Result<Value, Refused> {
     let unknown = || Refused::new(Why::NotFound, format!("hostname {hostname:?} not found"));
-    let id = state.directory().by_hostname(hostname).ok_or_else(unknown)?;
+    let id = state
+        .directory()
+        .by_hostname(hostname)
+        .ok_or_else(unknown)?;
     // Daemons do not say who asks; who does is held to what it may see.
     if requester.is_some_and(|requester| !may_see(state, id, requester, at_ms)) {
         return Err(unknown());
@@ -204,7 +222,10 @@ fn punch(
             ));
         }
     };
-    let (a, b) = (state.directory().node(node_a)?, state.directory().node(node_b)?);
+    let (a, b) = (
+        state.directory().node(node_a)?,
+        state.directory().node(node_b)?,
+    );
     if !may_see(state, other, proof.node, at_ms) {
         return Err(Refused::new(
             Why::Private,
@@ -222,7 +243,10 @@ fn punch(
 
 fn networks(state: &State, ask: &Ask) -> Result<Value, Refused> {
     let unknown = |network: u64| {
-        Refused::new(Why::NotFound, format!("network {network}: not found, there is only 0"))
+        Refused::new(
+            Why::NotFound,
+            format!("network {network}: not found, there is only 0"),
+        )
     };
     match ask {
         Ask::ListNetworks => Ok(json!({
@@ -241,9 +265,10 @@ fn networks(state: &State, ask: &Ask) -> Result<Value, Refused> {
             "allowed_ports": [],
             "description": "",
         })),
-        Ask::ExprPolicy(0) => {
-            Err(Refused::new(Why::NotFound, "network 0: expression policy not found"))
-        }
+        Ask::ExprPolicy(0) => Err(Refused::new(
+            Why::NotFound,
+            "network 0: expression policy not found",
+        )),
         Ask::ListNodes(0) => Err(Refused::new(
             Why::Unsupported,
             "list_nodes: the nodes of network 0 cannot be listed; look one up by id or hostname",
@@ -261,7 +286,10 @@ fn polo_reply(kind: &str, node: NodeId, polo: i64) -> Value {
 
 /// The reply to a registration.
 pub fn registered(state: &State, node: NodeId, hostname_error: Option<String>) -> Value {
-    let entry = state.directory().node(node).expect("it has just registered");
+    let entry = state
+        .directory()
+        .node(node)
+        .expect("it has just registered");
     let mut reply = json!({
         "type": "register_ok",
         "node_id": node,

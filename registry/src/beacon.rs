@@ -73,7 +73,11 @@ pub struct Beacon {
 impl Beacon {
     /// A beacon that relays so many packets a second for one source.
     pub fn new(relayed_per_second: u32) -> Self {
-        Beacon { entries: BTreeMap::new(), sources: BTreeMap::new(), relayed_per_second }
+        Beacon {
+            entries: BTreeMap::new(),
+            sources: BTreeMap::new(),
+            relayed_per_second,
+        }
     }
 
     /// Takes one datagram; what is to be sent is handed to `send`, in order.
@@ -93,7 +97,11 @@ impl Beacon {
                 self.admit(now_ms, source, false)?;
                 let node = node_at(datagram, 1);
                 // Node 0 asks for its endpoint before it has an id.
-                let learned = if node.0 == 0 { Ok(()) } else { self.learn(now_ms, node, source) };
+                let learned = if node.0 == 0 {
+                    Ok(())
+                } else {
+                    self.learn(now_ms, node, source)
+                };
                 send(source, endpoint_message(DISCOVER_REPLY, source));
                 learned
             }
@@ -140,12 +148,18 @@ impl Beacon {
         let rates = self.sources.entry(source).or_insert(full);
         let elapsed_ms = now_ms.saturating_sub(rates.at_ms);
         let gain = |tokens: u64, per_second: u32, full: u64| {
-            tokens.saturating_add(elapsed_ms.saturating_mul(u64::from(per_second))).min(full)
+            tokens
+                .saturating_add(elapsed_ms.saturating_mul(u64::from(per_second)))
+                .min(full)
         };
         rates.requests = gain(rates.requests, REQUESTS_PER_SECOND, full.requests);
         rates.relays = gain(rates.relays, self.relayed_per_second, full.relays);
         rates.at_ms = rates.at_ms.max(now_ms);
-        let tokens = if is_relay { &mut rates.relays } else { &mut rates.requests };
+        let tokens = if is_relay {
+            &mut rates.relays
+        } else {
+            &mut rates.requests
+        };
         if *tokens < 1_000 {
             return Err(Count::BeaconLimited);
         }
@@ -161,12 +175,19 @@ impl Beacon {
             return Err(Count::BeaconSourceHeld);
         }
         if self.entries.len() >= ENTRIES_MAX && !self.entries.contains_key(&node) {
-            self.entries.retain(|_, entry| entry.seen_ms + ENTRY_LIFE_MS > now_ms);
+            self.entries
+                .retain(|_, entry| entry.seen_ms + ENTRY_LIFE_MS > now_ms);
             if self.entries.len() >= ENTRIES_MAX {
                 return Err(Count::BeaconFull);
             }
         }
-        self.entries.insert(node, Entry { source, seen_ms: now_ms });
+        self.entries.insert(
+            node,
+            Entry {
+                source,
+                seen_ms: now_ms,
+            },
+        );
         Ok(())
     }
 
@@ -180,7 +201,9 @@ impl Beacon {
 }
 
 fn node_at(datagram: &[u8], at: usize) -> NodeId {
-    let bytes = datagram[at..at + 4].try_into().expect("the caller checked the length");
+    let bytes = datagram[at..at + 4]
+        .try_into()
+        .expect("the caller checked the length");
     NodeId(u32::from_be_bytes(bytes))
 }
 
@@ -227,7 +250,9 @@ pub async fn serve(shared: Arc<Shared>, socket: UdpSocket, clock: Clock) {
                 outcome = Err(Count::BeaconSendFailed);
             }
         }
-        shared.counters.add(outcome.err().unwrap_or(Count::BeaconAnswered));
+        shared
+            .counters
+            .add(outcome.err().unwrap_or(Count::BeaconAnswered));
     }
 }
 
@@ -300,23 +325,43 @@ mod tests {
             (b"\x05\0\0\0\x01\0\0\0\x09x", Count::BeaconUnknownNode),
         ];
         for (datagram, count) in table {
-            assert_eq!(receive(&mut beacon, 0, A, datagram), (Err(count), Vec::new()));
+            assert_eq!(
+                receive(&mut beacon, 0, A, datagram),
+                (Err(count), Vec::new())
+            );
         }
     }
 
     #[test]
     fn a_source_is_held_and_an_entry_ages() {
         let mut beacon = Beacon::new(4_000);
-        receive(&mut beacon, 0, A, &discover(1)).0.expect("the first source");
+        receive(&mut beacon, 0, A, &discover(1))
+            .0
+            .expect("the first source");
         let (outcome, sent) = receive(&mut beacon, SOURCE_HELD_MS - 1, B, &discover(1));
         assert_eq!(outcome, Err(Count::BeaconSourceHeld));
-        assert_eq!(sent.len(), 1, "it is told its own endpoint, and changes nothing");
+        assert_eq!(
+            sent.len(),
+            1,
+            "it is told its own endpoint, and changes nothing"
+        );
         let relay = b"\x05\0\0\0\x09\0\0\0\x01x";
-        assert_eq!(receive(&mut beacon, SOURCE_HELD_MS, B, relay).1[0].0, endpoint(A));
-        receive(&mut beacon, SOURCE_HELD_MS, B, &discover(1)).0.expect("held no longer");
-        assert_eq!(receive(&mut beacon, SOURCE_HELD_MS, A, relay).1[0].0, endpoint(B));
+        assert_eq!(
+            receive(&mut beacon, SOURCE_HELD_MS, B, relay).1[0].0,
+            endpoint(A)
+        );
+        receive(&mut beacon, SOURCE_HELD_MS, B, &discover(1))
+            .0
+            .expect("held no longer");
+        assert_eq!(
+            receive(&mut beacon, SOURCE_HELD_MS, A, relay).1[0].0,
+            endpoint(B)
+        );
         let late = SOURCE_HELD_MS + ENTRY_LIFE_MS;
-        assert_eq!(receive(&mut beacon, late, A, relay).0, Err(Count::BeaconUnknownNode));
+        assert_eq!(
+            receive(&mut beacon, late, A, relay).0,
+            Err(Count::BeaconUnknownNode)
+        );
     }
 
     #[test]
@@ -325,11 +370,16 @@ mod tests {
         receive(&mut beacon, 0, B, &discover(2)).0.expect("known");
         let relay = b"\x05\0\0\0\x01\0\0\0\x02x";
         let passed = |beacon: &mut Beacon, now_ms, source| {
-            (0..20).filter(|_| receive(beacon, now_ms, source, relay).0.is_ok()).count()
+            (0..20)
+                .filter(|_| receive(beacon, now_ms, source, relay).0.is_ok())
+                .count()
         };
         assert_eq!(passed(&mut beacon, 0, A), 10);
         assert_eq!(passed(&mut beacon, 500, A), 5);
         assert_eq!(passed(&mut beacon, 500, B), 10);
-        assert_eq!(receive(&mut beacon, 500, A, relay).0, Err(Count::BeaconLimited));
+        assert_eq!(
+            receive(&mut beacon, 500, A, relay).0,
+            Err(Count::BeaconLimited)
+        );
     }
 }

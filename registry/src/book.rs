@@ -107,7 +107,13 @@ pub fn gate(
     if own >= asked {
         return Ok(Gate::Met);
     }
-    match lease.advertisement.accept_from.get(skill).copied().unwrap_or_default() {
+    match lease
+        .advertisement
+        .accept_from
+        .get(skill)
+        .copied()
+        .unwrap_or_default()
+    {
         AcceptFrom::Anyone => Ok(Gate::Widened),
         AcceptFrom::Trusted if trust.mutual(worker, requester) => Ok(Gate::Widened),
         AcceptFrom::MinPolo(polo) if own >= polo => Ok(Gate::Widened),
@@ -121,25 +127,39 @@ impl Book {
         for (&node, lease) in &self.leases {
             self.lapses.insert((lease.lapses_at_ms, node));
             for skill in lease.advertisement.skills() {
-                self.workers.entry(skill.to_owned()).or_default().insert(node);
+                self.workers
+                    .entry(skill.to_owned())
+                    .or_default()
+                    .insert(node);
             }
         }
         for (&id, open) in &self.offers {
             self.due.insert((open.due_at_ms, id));
-            self.wanted.entry(open.offer.skill.clone()).or_default().insert(id);
-            *self.open_by_requester.entry(open.offer.requester).or_default() += 1;
+            self.wanted
+                .entry(open.offer.skill.clone())
+                .or_default()
+                .insert(id);
+            *self
+                .open_by_requester
+                .entry(open.offer.requester)
+                .or_default() += 1;
         }
     }
 
     /// What a node advertises, while it holds.
     pub fn lease(&self, node: NodeId, at_ms: u64) -> Option<&Lease> {
-        self.leases.get(&node).filter(|lease| lease.lapses_at_ms > at_ms)
+        self.leases
+            .get(&node)
+            .filter(|lease| lease.lapses_at_ms > at_ms)
     }
 
     /// All that holds, by node.
     pub fn leases(&self, at_ms: u64) -> impl Iterator<Item = (NodeId, &Lease)> {
         let held = move |lease: &Lease| lease.lapses_at_ms > at_ms;
-        self.leases.iter().filter(move |(_, lease)| held(lease)).map(|(&node, lease)| (node, lease))
+        self.leases
+            .iter()
+            .filter(move |(_, lease)| held(lease))
+            .map(|(&node, lease)| (node, lease))
     }
 
     /// An open offer.
@@ -183,7 +203,10 @@ impl Book {
         if advertisement.lease_s == 0 || advertisement.lease_s > LEASE_S_MAX {
             return Err(Refused::new(
                 Why::Invalid,
-                format!("lease_s: {}, must be 1 to {LEASE_S_MAX}", advertisement.lease_s),
+                format!(
+                    "lease_s: {}, must be 1 to {LEASE_S_MAX}",
+                    advertisement.lease_s
+                ),
             ));
         }
         match self.leases.get(&advertisement.node) {
@@ -211,15 +234,26 @@ impl Book {
         self.withdraw(node);
         let lapses_at_ms = at_ms + u64::from(advertisement.lease_s) * 1_000;
         for skill in advertisement.skills() {
-            self.workers.entry(skill.to_owned()).or_default().insert(node);
+            self.workers
+                .entry(skill.to_owned())
+                .or_default()
+                .insert(node);
         }
         self.lapses.insert((lapses_at_ms, node));
-        self.leases.insert(node, Lease { advertisement: advertisement.clone(), lapses_at_ms });
+        self.leases.insert(
+            node,
+            Lease {
+                advertisement: advertisement.clone(),
+                lapses_at_ms,
+            },
+        );
     }
 
     /// Forgets what a node advertised.
     pub(crate) fn withdraw(&mut self, node: NodeId) {
-        let Some(lease) = self.leases.remove(&node) else { return };
+        let Some(lease) = self.leases.remove(&node) else {
+            return;
+        };
         self.lapses.remove(&(lease.lapses_at_ms, node));
         for skill in lease.advertisement.skills() {
             if let Some(nodes) = self.workers.get_mut(skill) {
@@ -248,7 +282,11 @@ impl Book {
                 ),
             ));
         }
-        let own = self.open_by_requester.get(&offer.requester).copied().unwrap_or(0);
+        let own = self
+            .open_by_requester
+            .get(&offer.requester)
+            .copied()
+            .unwrap_or(0);
         for (open, open_max, whose) in [
             (own, rules.offers_per_requester, "of this requester"),
             (self.offers.len(), rules.offers_max, "in all"),
@@ -266,9 +304,17 @@ impl Book {
     pub(crate) fn open_offer(&mut self, offer: &Offer, at_ms: u64) {
         let due_at_ms = at_ms + u64::from(offer.accept_deadline_ms);
         self.due.insert((due_at_ms, offer.offer));
-        self.wanted.entry(offer.skill.clone()).or_default().insert(offer.offer);
+        self.wanted
+            .entry(offer.skill.clone())
+            .or_default()
+            .insert(offer.offer);
         *self.open_by_requester.entry(offer.requester).or_default() += 1;
-        let open = OpenOffer { offer: offer.clone(), offered_at_ms: at_ms, due_at_ms, free: false };
+        let open = OpenOffer {
+            offer: offer.clone(),
+            offered_at_ms: at_ms,
+            due_at_ms,
+            free: false,
+        };
         self.offers.insert(offer.offer, open);
     }
 
@@ -288,12 +334,21 @@ impl Book {
             }
         }
         let requester = open.offer.requester;
-        let left = self.open_by_requester.get_mut(&requester).expect("counted when it opened");
+        let left = self
+            .open_by_requester
+            .get_mut(&requester)
+            .expect("counted when it opened");
         *left -= 1;
         if *left == 0 {
             self.open_by_requester.remove(&requester);
         }
-        self.ended.insert(id, EndedOffer { requester, engagement });
+        self.ended.insert(
+            id,
+            EndedOffer {
+                requester,
+                engagement,
+            },
+        );
         self.ended_order.push_back(id);
         while self.ended_order.len() > ended_max {
             if let Some(oldest) = self.ended_order.pop_front() {
@@ -323,7 +378,10 @@ impl Book {
         let advertisement = &lease.advertisement;
         advertisement.node != offer.requester
             && advertisement.skills().any(|skill| skill == offer.skill)
-            && offer.filters.iter().all(|filter| filter.matches(&advertisement.capabilities))
+            && offer
+                .filters
+                .iter()
+                .all(|filter| filter.matches(&advertisement.capabilities))
     }
 
     /// Who could take `offer` now.
@@ -340,7 +398,9 @@ impl Book {
         diagnosis.requester_polo = directory.polo(offer.requester);
         let mut reachable = Vec::new();
         for &node in self.workers.get(&offer.skill).into_iter().flatten() {
-            let Some(lease) = self.lease(node, at_ms) else { continue };
+            let Some(lease) = self.lease(node, at_ms) else {
+                continue;
+            };
             if !Self::is_capable(lease, offer) || directory.node(node).is_err() {
                 continue;
             }
@@ -357,7 +417,9 @@ impl Book {
                     Ok(_) => reachable.push((core::cmp::Reverse(polo), node)),
                     Err(needed) => {
                         diagnosis.above_gate += 1;
-                        let least = diagnosis.polo_needed.map_or(needed, |least| least.min(needed));
+                        let least = diagnosis
+                            .polo_needed
+                            .map_or(needed, |least| least.min(needed));
                         diagnosis.polo_needed = Some(least);
                     }
                 }
@@ -376,7 +438,9 @@ impl Book {
         node: NodeId,
         at_ms: u64,
     ) -> Vec<&OpenOffer> {
-        let Some(lease) = self.lease(node, at_ms).filter(|lease| lease.advertisement.task_ready)
+        let Some(lease) = self
+            .lease(node, at_ms)
+            .filter(|lease| lease.advertisement.task_ready)
         else {
             return Vec::new();
         };
@@ -389,8 +453,14 @@ impl Book {
             .filter(|open| {
                 open.due_at_ms > at_ms
                     && Self::suits(directory, lease, &open.offer)
-                    && gate(directory, trust, lease, open.offer.requester, &open.offer.skill)
-                        .is_ok()
+                    && gate(
+                        directory,
+                        trust,
+                        lease,
+                        open.offer.requester,
+                        &open.offer.skill,
+                    )
+                    .is_ok()
             })
             .take(NOTIFIED_MAX)
             .collect()

@@ -28,7 +28,10 @@ impl ByteLog {
             .create(true)
             .open(path)
             .map(|file| ByteLog(Mutex::new(file)))
-            .map_err(|error| RegistryError::ByteLog { path: path.to_owned(), error })
+            .map_err(|error| RegistryError::ByteLog {
+                path: path.to_owned(),
+                error,
+            })
     }
 
     /// Appends bytes; a failure is counted, because evidence with a hole is none.

@@ -253,7 +253,11 @@ pub struct Refused {
 impl Refused {
     /// A refusal without a diagnosis.
     pub fn new(why: Why, reason: impl Into<String>) -> Self {
-        Refused { why, reason: reason.into(), diagnosis: None }
+        Refused {
+            why,
+            reason: reason.into(),
+            diagnosis: None,
+        }
     }
 
     /// No such node; the words are those by which Pilot daemons know to register again.

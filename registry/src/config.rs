@@ -188,7 +188,11 @@ pub enum RegistryError {
 impl fmt::Display for RegistryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            RegistryError::Bind { what, address, error } => write!(
+            RegistryError::Bind {
+                what,
+                address,
+                error,
+            } => write!(
                 f,
                 "cannot listen on {what} {address}: {error}; choose another address, or port 0, \
                  or stop what holds it"
@@ -205,13 +209,23 @@ impl fmt::Display for RegistryError {
                  another state directory"
             ),
             RegistryError::ByteLog { path, error } => {
-                write!(f, "the byte log {} cannot be opened: {error}", path.display())
+                write!(
+                    f,
+                    "the byte log {} cannot be opened: {error}",
+                    path.display()
+                )
             }
             RegistryError::Thread(error) => {
-                write!(f, "a registry thread cannot run: {error}; check the limit on threads")
+                write!(
+                    f,
+                    "a registry thread cannot run: {error}; check the limit on threads"
+                )
             }
             RegistryError::Limit { name, bound } => {
-                write!(f, "the limit {name} must be {bound}; correct it in the configuration")
+                write!(
+                    f,
+                    "the limit {name} must be {bound}; correct it in the configuration"
+                )
             }
         }
     }

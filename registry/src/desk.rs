@@ -95,7 +95,8 @@ impl Outbox {
 
     /// The writer has written `frame`.
     pub fn written(&self, frame: &Bytes) {
-        self.queued.fetch_sub(frame.len() + MESSAGE_OVERHEAD, Ordering::AcqRel);
+        self.queued
+            .fetch_sub(frame.len() + MESSAGE_OVERHEAD, Ordering::AcqRel);
     }
 
     /// Writes what is queued, then closes.
@@ -132,8 +133,15 @@ pub fn framed(message: &impl serde::Serialize) -> Bytes {
     if json.len() <= MESSAGE_LEN_MAX {
         return frame::encode(&json);
     }
-    let error = format!("the answer has {} bytes, at most {MESSAGE_LEN_MAX}: ask less", json.len());
-    frame::encode(serde_json::json!({"type": "error", "error": error}).to_string().as_bytes())
+    let error = format!(
+        "the answer has {} bytes, at most {MESSAGE_LEN_MAX}: ask less",
+        json.len()
+    );
+    frame::encode(
+        serde_json::json!({"type": "error", "error": error})
+            .to_string()
+            .as_bytes(),
+    )
 }
 
 /// Tokens of one source address.
@@ -171,7 +179,9 @@ impl Desk {
 
     /// A connection has ended.
     pub fn disconnect(&mut self, outbox: &Outbox) {
-        let Some((node, _)) = outbox.proven() else { return };
+        let Some((node, _)) = outbox.proven() else {
+            return;
+        };
         if let Some(outboxes) = self.connected.get_mut(&node) {
             outboxes.retain(|held| held.id != outbox.id);
             if outboxes.is_empty() {
@@ -182,7 +192,9 @@ impl Desk {
 
     /// Pushes to every proven connection of `node`; true if there is one.
     pub fn push(&self, node: NodeId, frame: &Bytes) -> bool {
-        let Some(outboxes) = self.connected.get(&node) else { return false };
+        let Some(outboxes) = self.connected.get(&node) else {
+            return false;
+        };
         for outbox in outboxes {
             outbox.send(frame.clone());
         }
@@ -203,7 +215,9 @@ impl Desk {
 
     /// How many were told of `offer`.
     pub fn notified(&self, offer: OfferId) -> u32 {
-        self.notified.get(&offer).map_or(0, |nodes| u32::try_from(nodes.len()).unwrap_or(u32::MAX))
+        self.notified
+            .get(&offer)
+            .map_or(0, |nodes| u32::try_from(nodes.len()).unwrap_or(u32::MAX))
     }
 
     /// Who was told of an offer that has ended.
@@ -234,7 +248,10 @@ impl Desk {
                 return false;
             }
         }
-        let fresh = Bucket { milli_tokens: full, at_ms };
+        let fresh = Bucket {
+            milli_tokens: full,
+            at_ms,
+        };
         let bucket = self.buckets.entry(source).or_insert(fresh);
         let gained = at_ms.saturating_sub(bucket.at_ms) * u64::from(per_second);
         bucket.milli_tokens = (bucket.milli_tokens + gained).min(full);
@@ -276,9 +293,14 @@ mod tests {
     fn registrations_from_one_source_are_paced() {
         let mut desk = Desk::default();
         let (one, other) = (IpAddr::from([127, 0, 0, 1]), IpAddr::from([127, 0, 0, 2]));
-        let taken = (0..10).filter(|_| desk.admit_registration(one, 5, 2, 4)).count();
+        let taken = (0..10)
+            .filter(|_| desk.admit_registration(one, 5, 2, 4))
+            .count();
         assert_eq!(taken, 4, "the burst");
-        assert!(desk.admit_registration(other, 5, 2, 4), "another source has its own");
+        assert!(
+            desk.admit_registration(other, 5, 2, 4),
+            "another source has its own"
+        );
         assert!(desk.admit_registration(one, 505, 2, 4), "two a second");
         assert!(!desk.admit_registration(one, 505, 2, 4));
     }
@@ -301,6 +323,10 @@ mod tests {
     #[test]
     fn an_answer_that_fits_no_frame_becomes_an_error() {
         let frame = framed(&"x".repeat(MESSAGE_LEN_MAX));
-        assert!(frame.len() < 1_000 && frame.ends_with(b"\"}"), "{} bytes", frame.len());
+        assert!(
+            frame.len() < 1_000 && frame.ends_with(b"\"}"),
+            "{} bytes",
+            frame.len()
+        );
     }
 }

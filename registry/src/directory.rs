@@ -81,7 +81,11 @@ pub struct Directory {
 impl Directory {
     /// Builds the indices after the tables were read.
     pub(crate) fn rebuild(&mut self) {
-        self.keys = self.nodes.iter().map(|(&id, node)| (node.key, id)).collect();
+        self.keys = self
+            .nodes
+            .iter()
+            .map(|(&id, node)| (node.key, id))
+            .collect();
         self.hostnames = self
             .nodes
             .iter()
@@ -95,12 +99,17 @@ impl Directory {
     /// # Errors
     /// [`Why::NotFound`].
     pub fn node(&self, id: NodeId) -> Result<&Node, Refused> {
-        self.nodes.get(&id).filter(|node| node.registered).ok_or_else(|| Refused::no_node(id))
+        self.nodes
+            .get(&id)
+            .filter(|node| node.registered)
+            .ok_or_else(|| Refused::no_node(id))
     }
 
     /// A node that was here at some time: for accounts that outlive its presence.
     pub(crate) fn account(&mut self, id: NodeId) -> &mut Node {
-        self.nodes.get_mut(&id).expect("engagements and offers name nodes, and nodes are kept")
+        self.nodes
+            .get_mut(&id)
+            .expect("engagements and offers name nodes, and nodes are kept")
     }
 
     pub(crate) fn polo(&self, id: NodeId) -> i64 {
@@ -120,7 +129,10 @@ impl Directory {
 
     /// All nodes that are here, by id.
     pub fn iter(&self) -> impl Iterator<Item = (NodeId, &Node)> {
-        self.nodes.iter().filter(|(_, node)| node.registered).map(|(&id, node)| (id, node))
+        self.nodes
+            .iter()
+            .filter(|(_, node)| node.registered)
+            .map(|(&id, node)| (id, node))
     }
 
     /// Table rows.
@@ -139,15 +151,24 @@ impl Directory {
         registration: &Registration,
         nodes_max: usize,
     ) -> Result<(), Refused> {
-        for (name, text) in [("owner", &registration.owner), ("version", &registration.version)] {
+        for (name, text) in [
+            ("owner", &registration.owner),
+            ("version", &registration.version),
+        ] {
             if text.len() > LABEL_LEN_MAX {
                 return Err(Refused::new(
                     Why::Invalid,
-                    format!("{name} too long: {} bytes, at most {LABEL_LEN_MAX}", text.len()),
+                    format!(
+                        "{name} too long: {} bytes, at most {LABEL_LEN_MAX}",
+                        text.len()
+                    ),
                 ));
             }
         }
-        let long = registration.lan_addrs.iter().any(|address| address.len() > LABEL_LEN_MAX);
+        let long = registration
+            .lan_addrs
+            .iter()
+            .any(|address| address.len() > LABEL_LEN_MAX);
         if registration.lan_addrs.len() > LAN_ADDRS_MAX || long {
             return Err(Refused::new(
                 Why::Invalid,
@@ -175,7 +196,9 @@ impl Directory {
 
     /// Whether registering again would leave everything as it is.
     pub(crate) fn is_current(&self, registration: &Registration) -> bool {
-        let Some(id) = self.by_key(&registration.key) else { return false };
+        let Some(id) = self.by_key(&registration.key) else {
+            return false;
+        };
         let node = &self.nodes[&id];
         node.registered
             && node.signed == registration.signed
@@ -233,7 +256,10 @@ impl Directory {
                 Err(refused) => Some(refused.reason),
             }
         };
-        Outcome::Registered { node: id, hostname_error }
+        Outcome::Registered {
+            node: id,
+            hostname_error,
+        }
     }
 
     pub(crate) fn check_hostname(&self, id: NodeId, hostname: &str) -> Result<(), Refused> {
@@ -353,7 +379,10 @@ mod tests {
         let mut directory = Directory::default();
         let first = register(&mut directory, &registration(1, false));
         let second = register(&mut directory, &registration(2, false));
-        assert_ne!(first, second, "the same owner with another key is another node");
+        assert_ne!(
+            first, second,
+            "the same owner with another key is another node"
+        );
         assert_eq!(register(&mut directory, &registration(1, false)), first);
         assert_eq!(directory.node(first).expect("here").key, PublicKey([1; 32]));
     }
@@ -373,7 +402,10 @@ mod tests {
         directory.account(id).polo = 7;
         directory.set_hostname(id, "gpu");
         directory.deregister(id);
-        assert_eq!(directory.node(id).expect_err("gone").reason, "node 1: node not found");
+        assert_eq!(
+            directory.node(id).expect_err("gone").reason,
+            "node 1: node not found"
+        );
         assert_eq!(directory.by_hostname("gpu"), None);
         assert_eq!(register(&mut directory, &registration(1, true)), id);
         assert_eq!(directory.node(id).expect("back").polo, 7);
@@ -387,7 +419,13 @@ mod tests {
         let second = register(&mut directory, &registration(2, true));
         directory.set_hostname(first, "gpu");
         assert_eq!(directory.check_hostname(first, "gpu"), Ok(()));
-        assert_eq!(directory.check_hostname(second, "gpu").expect_err("taken").why, Why::Taken);
+        assert_eq!(
+            directory
+                .check_hostname(second, "gpu")
+                .expect_err("taken")
+                .why,
+            Why::Taken
+        );
         assert!(directory.check_hostname(second, "localhost").is_err());
         directory.set_hostname(first, "");
         assert_eq!(directory.check_hostname(second, "gpu"), Ok(()));

@@ -94,7 +94,9 @@ impl Engagement {
     /// The newest settled receipt.
     pub fn settled(&self) -> Option<Receipt> {
         let bytes = self.receipt.as_ref()?;
-        SignedReceipt::decode(&bytes.0).ok().map(|signed| signed.receipt)
+        SignedReceipt::decode(&bytes.0)
+            .ok()
+            .map(|signed| signed.receipt)
     }
 
     /// Whether `node` is one of its ends.
@@ -207,16 +209,21 @@ fn against_grant(
         return Some("k: 0, receipts count from 1".to_owned());
     }
     // Tasks that ran; a task that the worker refused because its deadline had passed did not.
-    let ran =
-        receipt.accepted.saturating_add(receipt.rejected).saturating_add(receipt.failed);
+    let ran = receipt
+        .accepted
+        .saturating_add(receipt.rejected)
+        .saturating_add(receipt.failed);
     if ran > engagement.tasks {
-        return Some(format!("it counts {ran} tasks, and the grant allows {}", engagement.tasks));
+        return Some(format!(
+            "it counts {ran} tasks, and the grant allows {}",
+            engagement.tasks
+        ));
     }
     let until_ms = at_ms.min(engagement.expires_at_ms);
-    let wall_ms =
-        until_ms.saturating_sub(engagement.granted_at_ms).saturating_add(rules.busy_slack_ms);
-    let busy_ns_max =
-        u128::from(wall_ms) * 1_000_000 * u128::from(engagement.concurrency);
+    let wall_ms = until_ms
+        .saturating_sub(engagement.granted_at_ms)
+        .saturating_add(rules.busy_slack_ms);
+    let busy_ns_max = u128::from(wall_ms) * 1_000_000 * u128::from(engagement.concurrency);
     if u128::from(receipt.busy_ns) > busy_ns_max {
         return Some(format!(
             "busy_ns: {}, and {wall_ms} ms with {} tasks at a time allow {busy_ns_max}",
@@ -265,12 +272,17 @@ impl Engagements {
     /// [`Why::NotFound`].
     pub fn row(&self, id: EngagementId) -> Result<&Engagement, Refused> {
         self.rows.get(&id).ok_or_else(|| {
-            Refused::new(Why::NotFound, format!("engagement {id}: not found, or no longer on file"))
+            Refused::new(
+                Why::NotFound,
+                format!("engagement {id}: not found, or no longer on file"),
+            )
         })
     }
 
     pub(crate) fn row_mut(&mut self, id: EngagementId) -> &mut Engagement {
-        self.rows.get_mut(&id).expect("the caller has just found it")
+        self.rows
+            .get_mut(&id)
+            .expect("the caller has just found it")
     }
 
     /// Engagements on file.
@@ -290,7 +302,10 @@ impl Engagements {
 
     /// All engagements, newest first.
     pub fn newest(&self) -> impl Iterator<Item = (EngagementId, &Engagement)> {
-        self.rows.iter().rev().map(|(&id, engagement)| (id, engagement))
+        self.rows
+            .iter()
+            .rev()
+            .map(|(&id, engagement)| (id, engagement))
     }
 
     /// The engagements of one node, newest first.
@@ -339,7 +354,8 @@ impl Engagements {
             .rows
             .iter()
             .filter_map(|(&id, row)| {
-                row.ended_at_ms(at_ms).map(|ended| (row.receipt.is_none(), ended, id))
+                row.ended_at_ms(at_ms)
+                    .map(|ended| (row.receipt.is_none(), ended, id))
             })
             .collect();
         if ended.is_empty() {
@@ -365,7 +381,9 @@ impl Engagements {
 
     pub(crate) fn forget(&mut self, ids: &[EngagementId]) {
         for id in ids {
-            let Some(row) = self.rows.remove(id) else { continue };
+            let Some(row) = self.rows.remove(id) else {
+                continue;
+            };
             for node in [row.requester, row.worker] {
                 if let Some(held) = self.by_node.get_mut(&node) {
                     held.remove(id);
@@ -379,7 +397,9 @@ impl Engagements {
 
     /// Whether this very receipt is kept as evidence already.
     pub(crate) fn has_evidence(&self, receipt: &[u8]) -> bool {
-        self.evidence.iter().any(|evidence| evidence.receipt.0 == receipt)
+        self.evidence
+            .iter()
+            .any(|evidence| evidence.receipt.0 == receipt)
     }
 
     pub(crate) fn keep_evidence(&mut self, evidence: Evidence, evidence_max: usize) {

@@ -191,7 +191,10 @@ impl Counters {
 
     /// All values by label.
     pub fn snapshot(&self) -> BTreeMap<&'static str, u64> {
-        Count::ALL.iter().map(|&count| (count.label(), self.value(count))).collect()
+        Count::ALL
+            .iter()
+            .map(|&count| (count.label(), self.value(count)))
+            .collect()
     }
 }
 

@@ -54,7 +54,10 @@ impl fmt::Display for FrameFault {
             }
             FrameFault::Empty => "a length of zero",
         };
-        write!(f, "invalid frame: {found}; send a 4-byte big-endian length, then one JSON object")
+        write!(
+            f,
+            "invalid frame: {found}; send a 4-byte big-endian length, then one JSON object"
+        )
     }
 }
 
@@ -89,7 +92,9 @@ impl Decoder {
     /// How many bytes the unfinished frame will have, once its length is known.
     pub fn expected(&self) -> Option<usize> {
         let length: [u8; LENGTH_LEN] = self.buffer.get(..LENGTH_LEN)?.try_into().ok()?;
-        usize::try_from(u32::from_be_bytes(length)).ok().map(|length| LENGTH_LEN + length)
+        usize::try_from(u32::from_be_bytes(length))
+            .ok()
+            .map(|length| LENGTH_LEN + length)
     }
 
     /// The next whole frame's content, or `None` until more bytes arrive.
@@ -97,7 +102,9 @@ impl Decoder {
     /// # Errors
     /// [`FrameFault`]: close the connection.
     pub fn next_frame(&mut self) -> Result<Option<Bytes>, FrameFault> {
-        let Some(head) = self.buffer.get(..LENGTH_LEN) else { return Ok(None) };
+        let Some(head) = self.buffer.get(..LENGTH_LEN) else {
+            return Ok(None);
+        };
         let head: [u8; LENGTH_LEN] = head.try_into().expect("the slice has this length");
         let length = u32::from_be_bytes(head);
         match usize::try_from(length) {
@@ -126,7 +133,11 @@ impl Decoder {
 /// # Panics
 /// If it is longer than a frame may be: callers bound what they answer.
 pub fn encode(json: &[u8]) -> Bytes {
-    assert!(json.len() <= MESSAGE_LEN_MAX, "a message of {} bytes", json.len());
+    assert!(
+        json.len() <= MESSAGE_LEN_MAX,
+        "a message of {} bytes",
+        json.len()
+    );
     let length = u32::try_from(json.len()).expect("bounded above");
     let mut frame = BytesMut::with_capacity(LENGTH_LEN + json.len());
     frame.extend_from_slice(&length.to_be_bytes());

@@ -29,7 +29,9 @@ pub fn requests(data: &[u8]) {
             lan_addrs: Vec::new(),
             relay_only: false,
         };
-        state.apply(0, &Command::Register(registration)).expect("a new key registers");
+        state
+            .apply(0, &Command::Register(registration))
+            .expect("a new key registers");
     }
     let mut decoder = Decoder::default();
     decoder.feed(data);
@@ -47,7 +49,10 @@ pub fn requests(data: &[u8]) {
     }
     let bytes = state.to_bytes();
     let again = State::from_bytes(&bytes).expect("its own snapshot");
-    assert_eq!(again, state, "a snapshot holds everything, the indices included");
+    assert_eq!(
+        again, state,
+        "a snapshot holds everything, the indices included"
+    );
 }
 
 fn take(state: &mut State, at_ms: u64, message: Message) {
@@ -66,12 +71,23 @@ fn take(state: &mut State, at_ms: u64, message: Message) {
             }
             RequestBody::Accept { terms, .. } => Command::Accept(terms),
             RequestBody::Settle { receipt } => Command::Settle { receipt },
-            RequestBody::Release { engagement, reason } => {
-                Command::Release { engagement, node: ramjet_proto::ids::NodeId(1), reason }
-            }
-            RequestBody::Renew { engagement, tasks, duration_s } => {
+            RequestBody::Release { engagement, reason } => Command::Release {
+                engagement,
+                node: ramjet_proto::ids::NodeId(1),
+                reason,
+            },
+            RequestBody::Renew {
+                engagement,
+                tasks,
+                duration_s,
+            } => {
                 let node = ramjet_proto::ids::NodeId(1);
-                Command::Renew { engagement, node, tasks, duration_s }
+                Command::Renew {
+                    engagement,
+                    node,
+                    tasks,
+                    duration_s,
+                }
             }
             _ => return,
         },
@@ -79,7 +95,10 @@ fn take(state: &mut State, at_ms: u64, message: Message) {
     let before = state.position();
     let outcome = state.apply(at_ms, &command);
     let advanced = state.position() - before;
-    assert!(advanced <= 1, "one command, one position: {command:?} came to {outcome:?}");
+    assert!(
+        advanced <= 1,
+        "one command, one position: {command:?} came to {outcome:?}"
+    );
 }
 
 /// Feeds one datagram to a beacon.
@@ -88,7 +107,10 @@ pub fn beacon(data: &[u8]) {
     let source = std::net::SocketAddr::from(([127, 0, 0, 1], 4_000));
     for now_ms in [0, 10] {
         let _ = beacon.receive(now_ms, source, data, |_, message| {
-            assert!(message.len() <= data.len() + 20, "no amplification beyond an endpoint");
+            assert!(
+                message.len() <= data.len() + 20,
+                "no amplification beyond an endpoint"
+            );
         });
     }
 }

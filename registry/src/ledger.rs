@@ -154,9 +154,10 @@ impl Ledger {
             // Neither can be refused.
             let _ = ledger.log(now_ms, command);
         }
-        ledger
-            .commit()
-            .map_err(|error| RegistryError::Store { path: "log".to_owned(), error })?;
+        ledger.commit().map_err(|error| RegistryError::Store {
+            path: "log".to_owned(),
+            error,
+        })?;
         Ok(ledger)
     }
 
@@ -177,7 +178,11 @@ impl Ledger {
 
     /// When a turn is due without any job, in milliseconds since the Unix epoch.
     pub fn next_due_ms(&self) -> Option<u64> {
-        if self.healthy { self.state.book.next_due().map(|(due_ms, _)| due_ms) } else { None }
+        if self.healthy {
+            self.state.book.next_due().map(|(due_ms, _)| due_ms)
+        } else {
+            None
+        }
     }
 
     /// One turn.
@@ -230,12 +235,23 @@ impl Ledger {
                 self.refuse_unavailable(job);
                 None
             }
-            Job::Hello { id, node, nonce, reply_to } => {
+            Job::Hello {
+                id,
+                node,
+                nonce,
+                reply_to,
+            } => {
                 let body = self.hello(node, nonce);
                 self.reply_market(id, reply_to, body);
                 None
             }
-            Job::Prove { id, node, bytes, signature, reply_to } => {
+            Job::Prove {
+                id,
+                node,
+                bytes,
+                signature,
+                reply_to,
+            } => {
                 let body = self.prove(node, &bytes, &signature, &reply_to.outbox);
                 let proven = body.is_ok();
                 self.reply_market(id, reply_to, body);
@@ -288,7 +304,10 @@ impl Ledger {
         let position = self.state.position();
         if position != before {
             debug_assert_eq!(position, before + 1, "one command, one position");
-            let entry = Entry { at_ms: self.state.now_ms(), command };
+            let entry = Entry {
+                at_ms: self.state.now_ms(),
+                command,
+            };
             let bytes = serde_json::to_vec(&entry).expect("commands have text keys and no floats");
             self.entries.push((position, bytes));
         }
@@ -305,9 +324,10 @@ impl Ledger {
             pilot::Ask::Register(ask) => {
                 let registration = self.admit_registration(now_ms, *ask, outbox)?;
                 match self.log(now_ms, Command::Register(registration))? {
-                    Outcome::Registered { node, hostname_error } => {
-                        Ok(answer::registered(&self.state, node, hostname_error))
-                    }
+                    Outcome::Registered {
+                        node,
+                        hostname_error,
+                    } => Ok(answer::registered(&self.state, node, hostname_error)),
                     outcome => unreachable!("a registration came to {outcome:?}"),
                 }
             }
@@ -345,7 +365,9 @@ impl Ledger {
         let limits = &self.conduct.limits;
         let (per_second, burst) = (limits.registrations_per_second, limits.registrations_burst);
         if self.state.directory.by_key(&ask.key).is_none()
-            && !self.desk.admit_registration(source, now_ms, per_second, burst)
+            && !self
+                .desk
+                .admit_registration(source, now_ms, per_second, burst)
         {
             return Err(Refused::new(
                 Why::Limited,
@@ -365,7 +387,10 @@ impl Ledger {
         let endpoint = observed_endpoint(&ask.listen_addr, source).ok_or_else(|| {
             Refused::new(
                 Why::Invalid,
-                format!("invalid listen_addr {:?}: host:port with a port above 0", ask.listen_addr),
+                format!(
+                    "invalid listen_addr {:?}: host:port with a port above 0",
+                    ask.listen_addr
+                ),
             )
         })?;
         Ok(Registration {
@@ -385,9 +410,12 @@ impl Ledger {
         if self.entries.is_empty() {
             return Ok(());
         }
-        let snapshot =
-            self.store.append(&self.entries, &self.state).map_err(|error| error.to_string())?;
-        self.counters.add_many(Count::CommandsLogged, self.entries.len() as u64);
+        let snapshot = self
+            .store
+            .append(&self.entries, &self.state)
+            .map_err(|error| error.to_string())?;
+        self.counters
+            .add_many(Count::CommandsLogged, self.entries.len() as u64);
         self.counters.add(Count::BatchesCommitted);
         if snapshot {
             self.counters.add(Count::Snapshots);
@@ -400,7 +428,12 @@ impl Ledger {
     fn release(&mut self) {
         for delivery in mem::take(&mut self.deliveries) {
             match delivery {
-                Delivery::Reply { reply_to, frame, refused, .. } => {
+                Delivery::Reply {
+                    reply_to,
+                    frame,
+                    refused,
+                    ..
+                } => {
                     self.send_reply(&reply_to, frame, refused);
                 }
                 Delivery::Push(node, frame) => {
@@ -439,8 +472,12 @@ impl Ledger {
                     return;
                 }
                 let state = &self.state;
-                self.desk.retain_offers(|offer| state.book.offer(offer).is_some());
-                tracing::info!(position = self.state.position(), "the log can be written again");
+                self.desk
+                    .retain_offers(|offer| state.book.offer(offer).is_some());
+                tracing::info!(
+                    position = self.state.position(),
+                    "the log can be written again"
+                );
             }
             Err(error) => tracing::error!(%error, "the log cannot be written yet"),
         }
@@ -468,7 +505,12 @@ impl Ledger {
             Ok(value) => framed(&value),
             Err(refused) => pilot_error(&refused.reason),
         };
-        self.deliveries.push(Delivery::Reply { reply_to, id: None, frame, refused });
+        self.deliveries.push(Delivery::Reply {
+            reply_to,
+            id: None,
+            frame,
+            refused,
+        });
     }
 
     fn reply_market(&mut self, id: u64, reply_to: ReplyTo, answer: Result<ReplyBody, Refused>) {
@@ -477,7 +519,12 @@ impl Ledger {
             Ok(body) => framed(&Reply { id, body }),
             Err(refused) => market_refusal(id, refused),
         };
-        self.deliveries.push(Delivery::Reply { reply_to, id: Some(id), frame, refused });
+        self.deliveries.push(Delivery::Reply {
+            reply_to,
+            id: Some(id),
+            frame,
+            refused,
+        });
     }
 
     /// Queues news for a node, to leave after the commit.
@@ -506,7 +553,10 @@ pub fn pilot_error(reason: &str) -> Bytes {
 pub fn market_refusal(id: u64, refused: Refused) -> Bytes {
     let reason = shorten(&refused.reason).to_owned();
     let refusal = Refused { reason, ..refused }.into_message();
-    framed(&Reply { id, body: ReplyBody::Refused(refusal) })
+    framed(&Reply {
+        id,
+        body: ReplyBody::Refused(refusal),
+    })
 }
 
 fn unavailable(id: Option<u64>) -> Bytes {
@@ -520,7 +570,10 @@ fn unavailable(id: Option<u64>) -> Bytes {
 /// A reason may repeat what a peer sent; it is cut where it could outgrow a frame.
 fn shorten(reason: &str) -> &str {
     let end = reason.len().min(REASON_LEN_MAX);
-    let end = (0..=end).rev().find(|&end| reason.is_char_boundary(end)).unwrap_or(0);
+    let end = (0..=end)
+        .rev()
+        .find(|&end| reason.is_char_boundary(end))
+        .unwrap_or(0);
     &reason[..end]
 }
 
@@ -530,8 +583,8 @@ mod tests {
     use crate::config::Rules;
     use crate::store::tests::Disk;
     use ramjet_proto::ids::OfferId;
-    use ramjet_proto::market::{AcceptTerms, Advertisement, Offer};
     use ramjet_proto::market::message::{Base64Bytes, FromRegistry, Push, RefusalCode};
+    use ramjet_proto::market::{AcceptTerms, Advertisement, Offer};
     use std::collections::BTreeMap;
     use std::net::IpAddr;
     use tokio::sync::mpsc::UnboundedReceiver;
@@ -545,11 +598,25 @@ mod tests {
 
     fn open(disk: &Arc<Disk>, now_ms: u64) -> Ledger {
         let (store, recovered) = Store::open(disk.medium(), 1_000, [7; 32]).expect("readable");
-        let limits = Limits { rules: Rules::default(), ..Limits::default() };
-        let conduct = Conduct { allow_unsigned_polo: false, beacon: None, limits };
+        let limits = Limits {
+            rules: Rules::default(),
+            ..Limits::default()
+        };
+        let conduct = Conduct {
+            allow_unsigned_polo: false,
+            beacon: None,
+            limits,
+        };
         let counters = Arc::new(Counters::default());
-        Ledger::new(store, recovered.state, recovered.identity, conduct, counters, now_ms)
-            .expect("writable")
+        Ledger::new(
+            store,
+            recovered.state,
+            recovered.identity,
+            conduct,
+            counters,
+            now_ms,
+        )
+        .expect("writable")
     }
 
     impl Bench {
@@ -569,7 +636,9 @@ mod tests {
                     lan_addrs: Vec::new(),
                     relay_only: false,
                 };
-                ledger.log(1_000, Command::Register(registration)).expect("a new key");
+                ledger
+                    .log(1_000, Command::Register(registration))
+                    .expect("a new key");
                 let source = IpAddr::from([127, 0, 0, 1]);
                 let counters = Arc::new(Counters::default());
                 let (outbox, queue) = Outbox::new(u64::from(id), source, 1 << 20, counters);
@@ -584,14 +653,23 @@ mod tests {
                 accept_from: BTreeMap::new(),
                 lease_s: 3_600,
             };
-            ledger.log(1_000, Command::Advertise(advertisement)).expect("node 2 is registered");
+            ledger
+                .log(1_000, Command::Advertise(advertisement))
+                .expect("node 2 is registered");
             ledger.commit().expect("room");
             Bench { disk, ledger, ends }
         }
 
         fn job(&self, node: usize, id: u64, body: RequestBody) -> Job {
             let outbox = Arc::clone(&self.ends[node - 1].0);
-            Job::Market { id, body: Box::new(body), reply_to: ReplyTo { outbox, permit: None } }
+            Job::Market {
+                id,
+                body: Box::new(body),
+                reply_to: ReplyTo {
+                    outbox,
+                    permit: None,
+                },
+            }
         }
 
         fn offer(&self, id: u64, deadline_ms: u32) -> Job {
@@ -606,12 +684,30 @@ mod tests {
                 duration_s: 60,
                 accept_deadline_ms: deadline_ms,
             };
-            self.job(1, id, RequestBody::Offer { offer, signature: Base64Bytes::default() })
+            self.job(
+                1,
+                id,
+                RequestBody::Offer {
+                    offer,
+                    signature: Base64Bytes::default(),
+                },
+            )
         }
 
         fn accept(&self, id: u64) -> Job {
-            let terms = AcceptTerms { offer: OfferId(id), worker: NodeId(2), credits: 1 };
-            self.job(2, id, RequestBody::Accept { terms, signature: Base64Bytes::default() })
+            let terms = AcceptTerms {
+                offer: OfferId(id),
+                worker: NodeId(2),
+                credits: 1,
+            };
+            self.job(
+                2,
+                id,
+                RequestBody::Accept {
+                    terms,
+                    signature: Base64Bytes::default(),
+                },
+            )
         }
 
         fn said_to(&mut self, node: usize) -> Vec<FromRegistry> {
@@ -645,7 +741,10 @@ mod tests {
         }
         let jobs = vec![bench.offer(3, 60_000)];
         bench.ledger.turn(4_000, jobs);
-        assert!(is_unavailable(&bench.said_to(1)[0]), "while the disk is full, nothing is served");
+        assert!(
+            is_unavailable(&bench.said_to(1)[0]),
+            "while the disk is full, nothing is served"
+        );
         assert_eq!(bench.ledger.next_due_ms(), None, "and no deadline passes");
 
         bench.disk.set_full(false);
@@ -653,15 +752,31 @@ mod tests {
         bench.ledger.turn(500_000, jobs);
         let said = bench.said_to(2);
         let granted = |said: &FromRegistry| {
-            matches!(said, FromRegistry::Reply(Reply { body: ReplyBody::Granted { .. }, .. }))
+            matches!(
+                said,
+                FromRegistry::Reply(Reply {
+                    body: ReplyBody::Granted { .. },
+                    ..
+                })
+            )
         };
-        assert!(granted(&said[0]), "the offer's time started again: {said:?}");
-        assert!(matches!(bench.said_to(1)[..], [FromRegistry::Push(Push::Grant { .. })]));
+        assert!(
+            granted(&said[0]),
+            "the offer's time started again: {said:?}"
+        );
+        assert!(matches!(
+            bench.said_to(1)[..],
+            [FromRegistry::Push(Push::Grant { .. })]
+        ));
         let state = bench.ledger.state.to_bytes();
         assert_ne!(state, durable);
         let disk = Arc::clone(&bench.disk);
         drop(bench);
-        assert_eq!(open(&disk, 500_000).state.to_bytes(), state, "what was said is on disk");
+        assert_eq!(
+            open(&disk, 500_000).state.to_bytes(),
+            state,
+            "what was said is on disk"
+        );
     }
 
     #[test]
@@ -674,11 +789,17 @@ mod tests {
         bench.ledger.turn(2_010, jobs);
         bench.disk.set_full(false);
         bench.ledger.turn(9_000, Vec::new());
-        assert_eq!(bench.ledger.next_due_ms(), Some(9_050), "it waits its whole time again");
+        assert_eq!(
+            bench.ledger.next_due_ms(),
+            Some(9_050),
+            "it waits its whole time again"
+        );
         bench.said_to(1);
         bench.ledger.turn(9_050, Vec::new());
         let said = bench.said_to(1);
-        let FromRegistry::Push(Push::Expired { polo, .. }) = &said[0] else { panic!("{said:?}") };
+        let FromRegistry::Push(Push::Expired { polo, .. }) = &said[0] else {
+            panic!("{said:?}")
+        };
         assert_eq!(*polo, (0, 0));
 
         let jobs = vec![bench.offer(2, 50)];
@@ -687,20 +808,39 @@ mod tests {
         assert_eq!(bench.said_to(1).len(), 1, "its reply, and no expiry yet");
         bench.ledger.turn(10_050, Vec::new());
         let said = bench.said_to(1);
-        let FromRegistry::Push(Push::Expired { polo, .. }) = &said[0] else { panic!("{said:?}") };
-        assert_eq!(*polo, (0, -1), "an offer that could be taken all the time costs 1");
+        let FromRegistry::Push(Push::Expired { polo, .. }) = &said[0] else {
+            panic!("{said:?}")
+        };
+        assert_eq!(
+            *polo,
+            (0, -1),
+            "an offer that could be taken all the time costs 1"
+        );
     }
 
     #[test]
     fn a_rotated_key_must_prove_its_connection_again() {
         let mut bench = Bench::new();
         let key = Identity::from_seed([9; 32]).public();
-        bench.ledger.log(1_500, Command::RotateKey { node: NodeId(1), key }).expect("registered");
+        bench
+            .ledger
+            .log(
+                1_500,
+                Command::RotateKey {
+                    node: NodeId(1),
+                    key,
+                },
+            )
+            .expect("registered");
         bench.ledger.commit().expect("room");
         let jobs = vec![bench.offer(1, 50)];
         bench.ledger.turn(2_000, jobs);
         let said = bench.said_to(1);
-        let FromRegistry::Reply(Reply { body: ReplyBody::Refused(refusal), .. }) = &said[0] else {
+        let FromRegistry::Reply(Reply {
+            body: ReplyBody::Refused(refusal),
+            ..
+        }) = &said[0]
+        else {
             panic!("{said:?}")
         };
         assert_eq!(refusal.code, RefusalCode::NotProven);

@@ -55,7 +55,11 @@ pub struct MessageFault {
 
 impl MessageFault {
     fn new(count: Count, reason: impl Into<String>) -> Self {
-        MessageFault { count, market_id: None, reason: reason.into() }
+        MessageFault {
+            count,
+            market_id: None,
+            reason: reason.into(),
+        }
     }
 
     /// The framed answer: a refusal to market clients, Pilot's error object to others.
@@ -120,15 +124,23 @@ fn read_market(text: &str, envelope: &Envelope<'_>) -> Result<Message, MessageFa
     if !MARKET_KINDS.contains(&&*envelope.kind) {
         return Err(unknown(&envelope.kind, market_id));
     }
-    serde_json::from_str(text).map(|request| Message::Market(Box::new(request))).map_err(|error| {
-        let reason = format!("{}: {error}", envelope.kind);
-        MessageFault { market_id, ..MessageFault::new(Count::MessageMalformed, reason) }
-    })
+    serde_json::from_str(text)
+        .map(|request| Message::Market(Box::new(request)))
+        .map_err(|error| {
+            let reason = format!("{}: {error}", envelope.kind);
+            MessageFault {
+                market_id,
+                ..MessageFault::new(Count::MessageMalformed, reason)
+            }
+        })
 }
 
 fn unknown(kind: &str, market_id: Option<u64>) -> MessageFault {
     let reason = format!("invalid message: the type {kind:?} is unknown to this registry");
-    MessageFault { market_id, ..MessageFault::new(Count::MessageUnknownType, reason) }
+    MessageFault {
+        market_id,
+        ..MessageFault::new(Count::MessageUnknownType, reason)
+    }
 }
 
 #[cfg(test)]
@@ -152,8 +164,14 @@ mod tests {
             (b"{}", Count::MessageNoType),
             (b"{\"type\":7}", Count::MessageNoType),
             (b"{\"type\":\"make_coffee\"}", Count::MessageUnknownType),
-            (b"{\"type\":\"market_coffee\",\"id\":1}", Count::MessageUnknownType),
-            (b"{\"type\":\"market_accept\",\"id\":1,\"terms\":[]}", Count::MessageMalformed),
+            (
+                b"{\"type\":\"market_coffee\",\"id\":1}",
+                Count::MessageUnknownType,
+            ),
+            (
+                b"{\"type\":\"market_accept\",\"id\":1,\"terms\":[]}",
+                Count::MessageMalformed,
+            ),
         ];
         for (bytes, count) in table {
             let fault = read(bytes).expect_err("garbage");
@@ -165,8 +183,14 @@ mod tests {
     #[test]
     fn every_market_request_has_its_name_in_the_list() {
         use ramjet_proto::market::message::RequestBody;
-        let standing = RequestBody::Standing { who: "1".to_owned() };
-        let json = serde_json::to_vec(&Request { id: 3, body: standing }).expect("serializes");
+        let standing = RequestBody::Standing {
+            who: "1".to_owned(),
+        };
+        let json = serde_json::to_vec(&Request {
+            id: 3,
+            body: standing,
+        })
+        .expect("serializes");
         assert!(matches!(read(&json), Ok(Message::Market(request)) if request.id == 3));
         let mut sorted = MARKET_KINDS;
         sorted.sort_unstable();

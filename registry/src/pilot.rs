@@ -144,7 +144,10 @@ const UNSUPPORTED: [(&str, &str); 12] = [
 /// # Errors
 /// [`Refused`]: a known type that this registry does not offer, or a registration without a key.
 pub fn read(kind: &str, message: &Value) -> Option<Result<Ask, Refused>> {
-    if let Some((_, what)) = UNSUPPORTED.iter().find(|(unsupported, _)| *unsupported == kind) {
+    if let Some((_, what)) = UNSUPPORTED
+        .iter()
+        .find(|(unsupported, _)| *unsupported == kind)
+    {
         return Some(Err(Refused::new(
             Why::Unsupported,
             format!("{kind}: cannot be served, this registry has no {what}"),
@@ -156,7 +159,9 @@ pub fn read(kind: &str, message: &Value) -> Option<Result<Ask, Refused>> {
         "rotate_key" => return Some(read_rotate_key(&fields)),
         _ => {}
     }
-    read_query(kind, &fields).or_else(|| read_change(kind, &fields)).map(Ok)
+    read_query(kind, &fields)
+        .or_else(|| read_change(kind, &fields))
+        .map(Ok)
 }
 
 fn read_query(kind: &str, fields: &Fields<'_>) -> Option<Ask> {
@@ -177,9 +182,15 @@ fn read_query(kind: &str, fields: &Fields<'_>) -> Option<Ask> {
         },
         "punch" => {
             let (node_a, node_b) = (fields.node("node_a"), fields.node("node_b"));
-            let proof =
-                fields.proof(fields.node("requester_id"), format!("punch:{node_a}:{node_b}"));
-            Ask::Punch { node_a, node_b, proof }
+            let proof = fields.proof(
+                fields.node("requester_id"),
+                format!("punch:{node_a}:{node_b}"),
+            );
+            Ask::Punch {
+                node_a,
+                node_b,
+                proof,
+            }
         }
         "authorize_task_submit" => {
             let caller = fields.node("caller_node_id");
@@ -196,7 +207,10 @@ fn read_query(kind: &str, fields: &Fields<'_>) -> Option<Ask> {
             }
         }
         "get_polo_score" => Ask::PoloScore(node),
-        "check_trust" => Ask::CheckTrust { node, peer: fields.node("peer_id") },
+        "check_trust" => Ask::CheckTrust {
+            node,
+            peer: fields.node("peer_id"),
+        },
         "list_networks" => Ask::ListNetworks,
         "list_nodes" => Ask::ListNodes(fields.number("network_id")),
         "get_network_policy" => Ask::NetworkPolicy(fields.number("network_id")),
@@ -210,38 +224,68 @@ fn read_change(kind: &str, fields: &Fields<'_>) -> Option<Ask> {
     let node = fields.node("node_id");
     let peer = fields.node("peer_id");
     let (command, signer, challenge) = match kind {
-        "deregister" => (Command::Deregister { node }, node, format!("deregister:{node}")),
+        "deregister" => (
+            Command::Deregister { node },
+            node,
+            format!("deregister:{node}"),
+        ),
         "set_hostname" => {
             let hostname = fields.text("hostname");
-            (Command::Hostname { node, hostname }, node, format!("set_hostname:{node}"))
+            (
+                Command::Hostname { node, hostname },
+                node,
+                format!("set_hostname:{node}"),
+            )
         }
         "set_visibility" => {
             let public = fields.flag("public");
-            (Command::Visibility { node, public }, node, format!("set_visibility:{node}"))
+            (
+                Command::Visibility { node, public },
+                node,
+                format!("set_visibility:{node}"),
+            )
         }
         "set_tags" => {
             let tags = fields.texts("tags");
-            (Command::Tags { node, tags }, node, format!("set_tags:{node}"))
+            (
+                Command::Tags { node, tags },
+                node,
+                format!("set_tags:{node}"),
+            )
         }
         "set_task_exec" => {
             let enabled = fields.flag("enabled");
-            (Command::TaskExec { node, enabled }, node, format!("set_task_exec:{node}"))
+            (
+                Command::TaskExec { node, enabled },
+                node,
+                format!("set_task_exec:{node}"),
+            )
         }
-        "report_trust" => {
-            (Command::ReportTrust { node, peer }, node, format!("report_trust:{node}:{peer}"))
-        }
-        "revoke_trust" => {
-            (Command::RevokeTrust { node, peer }, node, format!("revoke_trust:{node}:{peer}"))
-        }
+        "report_trust" => (
+            Command::ReportTrust { node, peer },
+            node,
+            format!("report_trust:{node}:{peer}"),
+        ),
+        "revoke_trust" => (
+            Command::RevokeTrust { node, peer },
+            node,
+            format!("revoke_trust:{node}:{peer}"),
+        ),
         "request_handshake" => {
             let (from, to) = (fields.node("from_node_id"), fields.node("to_node_id"));
             let justification = fields.text("justification");
-            let command = Command::RequestHandshake { from, to, justification };
+            let command = Command::RequestHandshake {
+                from,
+                to,
+                justification,
+            };
             (command, from, format!("handshake:{from}:{to}"))
         }
-        "poll_handshakes" => {
-            (Command::CollectHandshakes { node }, node, format!("poll_handshakes:{node}"))
-        }
+        "poll_handshakes" => (
+            Command::CollectHandshakes { node },
+            node,
+            format!("poll_handshakes:{node}"),
+        ),
         "respond_handshake" => {
             let accept = fields.flag("accept");
             let command = Command::RespondHandshake { node, peer, accept };
@@ -257,7 +301,10 @@ fn read_change(kind: &str, fields: &Fields<'_>) -> Option<Ask> {
         }
         _ => return None,
     };
-    Some(Ask::Change { command, proof: fields.proof(signer, challenge) })
+    Some(Ask::Change {
+        command,
+        proof: fields.proof(signer, challenge),
+    })
 }
 
 /// The challenge names the new key, as daemons from 1.9 on sign it: a captured one is of no use.
@@ -271,7 +318,10 @@ fn read_rotate_key(fields: &Fields<'_>) -> Result<Ask, Refused> {
         )
     })?;
     let proof = fields.proof(node, format!("rotate:{node}:{text}"));
-    Ok(Ask::Change { command: Command::RotateKey { node, key }, proof })
+    Ok(Ask::Change {
+        command: Command::RotateKey { node, key },
+        proof,
+    })
 }
 
 fn read_register(fields: &Fields<'_>) -> Result<Ask, Refused> {
@@ -301,7 +351,11 @@ struct Fields<'a>(&'a Value);
 
 impl Fields<'_> {
     fn number(&self, name: &str) -> u64 {
-        self.0.get(name).and_then(integer).and_then(|number| number.try_into().ok()).unwrap_or(0)
+        self.0
+            .get(name)
+            .and_then(integer)
+            .and_then(|number| number.try_into().ok())
+            .unwrap_or(0)
     }
 
     fn node(&self, name: &str) -> NodeId {
@@ -309,12 +363,21 @@ impl Fields<'_> {
     }
 
     fn text(&self, name: &str) -> String {
-        self.0.get(name).and_then(Value::as_str).unwrap_or_default().to_owned()
+        self.0
+            .get(name)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
     }
 
     fn texts(&self, name: &str) -> Vec<String> {
         let members = self.0.get(name).and_then(Value::as_array);
-        members.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+        members
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .map(str::to_owned)
+            .collect()
     }
 
     fn flag(&self, name: &str) -> bool {
@@ -323,13 +386,21 @@ impl Fields<'_> {
 
     /// Empty if there is none, or none that could verify.
     fn signature(&self) -> Vec<u8> {
-        let text = self.0.get("signature").and_then(Value::as_str).unwrap_or_default();
+        let text = self
+            .0
+            .get("signature")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
         // What is there and is no base64 must not pass for an unsigned message.
         BASE64.decode(text).unwrap_or_else(|_| vec![0])
     }
 
     fn proof(&self, node: NodeId, challenge: String) -> Proof {
-        Proof { node, challenge, signature: self.signature() }
+        Proof {
+            node,
+            challenge,
+            signature: self.signature(),
+        }
     }
 }
 
@@ -358,9 +429,17 @@ mod tests {
             "h": 1e300,
         });
         let fields = Fields(&message);
-        for (name, expected) in
-            [("a", 7), ("b", 7), ("c", 0), ("d", 0), ("e", 0), ("f", 0), ("g", 0), ("h", 0), ("i", 0)]
-        {
+        for (name, expected) in [
+            ("a", 7),
+            ("b", 7),
+            ("c", 0),
+            ("d", 0),
+            ("e", 0),
+            ("f", 0),
+            ("g", 0),
+            ("h", 0),
+            ("i", 0),
+        ] {
             assert_eq!(fields.node(name), NodeId(expected), "{name}");
         }
     }
@@ -392,7 +471,9 @@ mod tests {
             ("authorize_task_submit", "authorize_task_submit:9:10:11"),
         ];
         for (kind, challenge) in table {
-            let ask = read(kind, &message).expect("a known type").expect("well formed");
+            let ask = read(kind, &message)
+                .expect("a known type")
+                .expect("well formed");
             let proof = match ask {
                 Ask::Change { proof, .. }
                 | Ask::Heartbeat(proof)
@@ -405,7 +486,11 @@ mod tests {
             assert_eq!(proof.signature, [0, 0, 0]);
         }
         assert_eq!(read("make_coffee", &message), None);
-        assert!(read("rotate_key", &json!({"node_id": 3})).expect("known").is_err());
+        assert!(
+            read("rotate_key", &json!({"node_id": 3}))
+                .expect("known")
+                .is_err()
+        );
         assert!(read("join_network", &message).expect("known").is_err());
     }
 
@@ -416,8 +501,12 @@ mod tests {
         let key = PublicKey([9; 32]).to_base64();
         for (signature, expected) in [("", 0), ("not base64!", 1)] {
             let message = json!({"listen_addr": ":1", "public_key": key, "signature": signature});
-            let ask = read("register", &message).expect("known").expect("has a key");
-            let Ask::Register(ask) = ask else { panic!("{ask:?}") };
+            let ask = read("register", &message)
+                .expect("known")
+                .expect("has a key");
+            let Ask::Register(ask) = ask else {
+                panic!("{ask:?}")
+            };
             assert_eq!(ask.signature.len(), expected);
             assert_eq!(ask.challenge, format!("register::1:{key}"));
         }

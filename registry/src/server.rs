@@ -5,10 +5,10 @@
 //! the next turn commits them together. The only clock of the crate is read here.
 
 use core::time::Duration;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Instant, SystemTime};
@@ -36,9 +36,13 @@ pub struct Clock {
 impl Clock {
     fn start() -> Self {
         let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let origin_ms =
-            since_epoch.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX / 2));
-        Clock { origin: Instant::now(), origin_ms }
+        let origin_ms = since_epoch.map_or(0, |since| {
+            u64::try_from(since.as_millis()).unwrap_or(u64::MAX / 2)
+        });
+        Clock {
+            origin: Instant::now(),
+            origin_ms,
+        }
     }
 
     /// Milliseconds since the Unix epoch.
@@ -86,7 +90,10 @@ impl RegistryHandle {
     /// All counters and levels by name.
     pub fn counters(&self) -> BTreeMap<String, u64> {
         let values = self.counters.snapshot();
-        values.into_iter().map(|(label, value)| (label.to_owned(), value)).collect()
+        values
+            .into_iter()
+            .map(|(label, value)| (label.to_owned(), value))
+            .collect()
     }
 
     /// Stops listening, ends all connections, and waits until what was queued is in the log.
@@ -117,19 +124,27 @@ impl Registry {
         let mut limits = config.limits;
         limits.rules.polo_policy = config.polo_policy;
         let bind_fault = |what, address| {
-            move |error| RegistryError::Bind { what, address, error }
+            move |error| RegistryError::Bind {
+                what,
+                address,
+                error,
+            }
         };
         let listener = TcpListener::bind(config.listen)
             .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
             .map_err(bind_fault("TCP", config.listen))?;
-        let tcp_addr = listener.local_addr().map_err(bind_fault("TCP", config.listen))?;
+        let tcp_addr = listener
+            .local_addr()
+            .map_err(bind_fault("TCP", config.listen))?;
         let (beacon, beacon_addr) = match config.beacon {
             None => (None, None),
             Some(address) => {
                 let socket = UdpSocket::bind(address)
                     .and_then(|socket| socket.set_nonblocking(true).map(|()| socket))
                     .map_err(bind_fault("beacon UDP", address))?;
-                let bound = socket.local_addr().map_err(bind_fault("beacon UDP", address))?;
+                let bound = socket
+                    .local_addr()
+                    .map_err(bind_fault("beacon UDP", address))?;
                 (Some(socket), Some(bound))
             }
         };
@@ -165,7 +180,9 @@ impl Registry {
             jobs,
             limits,
         };
-        let log_thread = spawn("registry-log", move |runtime| keep_log(&runtime, ledger, queue, clock))?;
+        let log_thread = spawn("registry-log", move |runtime| {
+            keep_log(&runtime, ledger, queue, clock)
+        })?;
         let mut handle = RegistryHandle {
             tcp_addr,
             beacon_addr,
@@ -187,18 +204,32 @@ impl Registry {
 fn check_limits(limits: &Limits) -> Result<(), RegistryError> {
     let needs = [
         ("connections_max", limits.connections_max, 1),
-        ("in_flight_per_connection", limits.in_flight_per_connection, 1),
+        (
+            "in_flight_per_connection",
+            limits.in_flight_per_connection,
+            1,
+        ),
         ("log_queue", limits.log_queue, 1),
         ("batch_max", limits.batch_max, 1),
         // One message of the greatest length must fit.
         ("incoming_bytes", limits.incoming_bytes, 2 << 20),
-        ("outgoing_bytes_per_connection", limits.outgoing_bytes_per_connection, 2 << 20),
+        (
+            "outgoing_bytes_per_connection",
+            limits.outgoing_bytes_per_connection,
+            2 << 20,
+        ),
         ("engagements_max", limits.rules.engagements_max, 1),
     ];
     match needs.into_iter().find(|&(_, value, least)| value < least) {
         None => Ok(()),
-        Some((name, _, 1)) => Err(RegistryError::Limit { name, bound: "at least 1" }),
-        Some((name, _, _)) => Err(RegistryError::Limit { name, bound: "at least 2 MiB" }),
+        Some((name, _, 1)) => Err(RegistryError::Limit {
+            name,
+            bound: "at least 1",
+        }),
+        Some((name, _, _)) => Err(RegistryError::Limit {
+            name,
+            bound: "at least 2 MiB",
+        }),
     }
 }
 

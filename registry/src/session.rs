@@ -82,8 +82,12 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr, id:
     let queued_max = shared.limits.outgoing_bytes_per_connection;
     let source = peer.ip().to_canonical();
     let (outbox, queue) = Outbox::new(id, source, queued_max, Arc::clone(&shared.counters));
-    let writer =
-        tokio::spawn(write_out(Arc::clone(&shared), write_half, queue, Arc::clone(&outbox)));
+    let writer = tokio::spawn(write_out(
+        Arc::clone(&shared),
+        write_half,
+        queue,
+        Arc::clone(&outbox),
+    ));
     let in_flight = u32::try_from(shared.limits.in_flight_per_connection).unwrap_or(u32::MAX);
     let mut session = Session {
         shared: Arc::clone(&shared),
@@ -157,7 +161,11 @@ impl Session {
     async fn read_more(&mut self) -> Result<(), End> {
         let limits = &self.shared.limits;
         let mut deadline = Instant::now() + limits.read_timeout;
-        if let Some(expected) = self.decoder.expected().filter(|&expected| expected > LONG_FRAME) {
+        if let Some(expected) = self
+            .decoder
+            .expected()
+            .filter(|&expected| expected > LONG_FRAME)
+        {
             if self.long_frame.is_none() {
                 let kibibytes = u32::try_from(expected.div_ceil(1 << 10)).unwrap_or(u32::MAX);
                 let share = Arc::clone(&self.shared.incoming).acquire_many_owned(kibibytes);
@@ -233,7 +241,13 @@ impl Session {
                 }
                 self.claim = Some((node, nonce));
                 let reply_to = self.reply_to().await?;
-                self.ask_and_wait(Job::Hello { id, node, nonce, reply_to }).await
+                self.ask_and_wait(Job::Hello {
+                    id,
+                    node,
+                    nonce,
+                    reply_to,
+                })
+                .await
             }
             RequestBody::Prove { signature } => {
                 // A nonce serves once.
@@ -244,7 +258,14 @@ impl Session {
                 let reply_to = self.reply_to().await?;
                 let bytes = prove_bytes(node, &nonce);
                 let signature = signature.0;
-                self.ask_and_wait(Job::Prove { id, node, bytes, signature, reply_to }).await
+                self.ask_and_wait(Job::Prove {
+                    id,
+                    node,
+                    bytes,
+                    signature,
+                    reply_to,
+                })
+                .await
             }
             body => {
                 if let Err(refused) = self.verify(&body) {
@@ -252,7 +273,11 @@ impl Session {
                     return Ok(());
                 }
                 let reply_to = self.reply_to().await?;
-                let job = Job::Market { id, body: Box::new(body), reply_to };
+                let job = Job::Market {
+                    id,
+                    body: Box::new(body),
+                    reply_to,
+                };
                 self.shared.jobs.send(job).await.map_err(|_| End::Broken)
             }
         }
@@ -261,9 +286,10 @@ impl Session {
     /// Checks that the connection may say this, and its own signature where it has one.
     fn verify(&self, body: &RequestBody) -> Result<(), Refused> {
         let (named, signed, signature): (NodeId, Vec<u8>, &Base64Bytes) = match body {
-            RequestBody::Advertise { advertisement, signature } => {
-                (advertisement.node, advertisement.signed_bytes(), signature)
-            }
+            RequestBody::Advertise {
+                advertisement,
+                signature,
+            } => (advertisement.node, advertisement.signed_bytes(), signature),
             RequestBody::Offer { offer, signature } => {
                 (offer.requester, offer.signed_bytes(), signature)
             }
@@ -301,7 +327,10 @@ impl Session {
     async fn reply_to(&self) -> Result<ReplyTo, End> {
         let permit = Arc::clone(&self.in_flight).acquire_owned().await;
         let permit = permit.map_err(|_| End::Broken)?;
-        Ok(ReplyTo { outbox: Arc::clone(&self.outbox), permit: Some(permit) })
+        Ok(ReplyTo {
+            outbox: Arc::clone(&self.outbox),
+            permit: Some(permit),
+        })
     }
 
     async fn ask_and_wait(&self, job: Job) -> Result<(), End> {

@@ -107,7 +107,8 @@ impl State {
         at_ms: u64,
         is_connected: impl Fn(NodeId) -> bool,
     ) -> Survey {
-        self.book.survey(&self.directory, &self.trust, offer, at_ms, is_connected)
+        self.book
+            .survey(&self.directory, &self.trust, offer, at_ms, is_connected)
     }
 
     /// Applies one command at `at_ms`, or at the time of its predecessor if that is later.
@@ -143,12 +144,17 @@ impl State {
             Command::Accept(terms) => self.accept(at_ms, terms),
             Command::ExpireOffer { offer } => self.expire_offer(at_ms, *offer),
             Command::Settle { receipt } => self.settle(at_ms, receipt),
-            Command::Release { engagement, node, reason } => {
-                self.release(at_ms, *engagement, *node, reason)
-            }
-            Command::Renew { engagement, node, tasks, duration_s } => {
-                self.renew(at_ms, *engagement, *node, *tasks, *duration_s)
-            }
+            Command::Release {
+                engagement,
+                node,
+                reason,
+            } => self.release(at_ms, *engagement, *node, reason),
+            Command::Renew {
+                engagement,
+                node,
+                tasks,
+                duration_s,
+            } => self.renew(at_ms, *engagement, *node, *tasks, *duration_s),
             Command::ReportTrust { .. }
             | Command::RevokeTrust { .. }
             | Command::RequestHandshake { .. }
@@ -176,11 +182,15 @@ impl State {
     fn apply_directory(&mut self, at_ms: u64, command: &Command) -> Result<Outcome, Refused> {
         match command {
             Command::Register(registration) => {
-                self.directory.check_register(registration, self.rules.nodes_max)?;
+                self.directory
+                    .check_register(registration, self.rules.nodes_max)?;
                 if self.directory.is_current(registration) {
                     let node = self.directory.by_key(&registration.key);
                     let node = node.expect("a current registration has a node");
-                    return Ok(Outcome::Registered { node, hostname_error: None });
+                    return Ok(Outcome::Registered {
+                        node,
+                        hostname_error: None,
+                    });
                 }
                 self.advance(at_ms);
                 return Ok(self.directory.register(registration, at_ms));
@@ -266,7 +276,11 @@ impl State {
                 self.advance(at_ms);
                 self.trust.revoke(*node, *peer);
             }
-            Command::RequestHandshake { from, to, justification } => {
+            Command::RequestHandshake {
+                from,
+                to,
+                justification,
+            } => {
                 self.directory.node(*from)?;
                 self.directory.node(*to)?;
                 self.trust.check_request(*from, *to, justification)?;
@@ -320,9 +334,10 @@ impl State {
             Some(ended) => {
                 return match ended.engagement {
                     Some(engagement) => Ok(Outcome::OfferGranted(engagement)),
-                    None => {
-                        Err(Refused::new(Why::Taken, format!("offer {id} has expired unaccepted")))
-                    }
+                    None => Err(Refused::new(
+                        Why::Taken,
+                        format!("offer {id} has expired unaccepted"),
+                    )),
                 };
             }
             None => {}
@@ -344,7 +359,10 @@ impl State {
                         .row(engagement)
                         .is_ok_and(|row| row.worker == terms.worker) =>
                 {
-                    Ok(Outcome::Granted { engagement, repeated: true })
+                    Ok(Outcome::Granted {
+                        engagement,
+                        repeated: true,
+                    })
                 }
                 Some(_) => Err(Refused::new(
                     Why::Taken,
@@ -354,15 +372,24 @@ impl State {
             };
         }
         let Some(open) = self.book.offer(id) else {
-            return Err(Refused::new(Why::NotFound, format!("offer {id}: not found")));
+            return Err(Refused::new(
+                Why::NotFound,
+                format!("offer {id}: not found"),
+            ));
         };
         if at_ms >= open.due_at_ms {
-            return Err(Refused::new(Why::Taken, format!("offer {id} has reached its deadline")));
+            return Err(Refused::new(
+                Why::Taken,
+                format!("offer {id} has reached its deadline"),
+            ));
         }
         if terms.credits == 0 || terms.credits as usize > SLOTS_PER_CHANNEL_MAX {
             return Err(Refused::new(
                 Why::Invalid,
-                format!("credits: {}, must be 1 to {SLOTS_PER_CHANNEL_MAX}", terms.credits),
+                format!(
+                    "credits: {}, must be 1 to {SLOTS_PER_CHANNEL_MAX}",
+                    terms.credits
+                ),
             ));
         }
         let gate = self.judge_accept(at_ms, terms.worker, &open.offer)?;
@@ -372,7 +399,9 @@ impl State {
         self.advance(at_ms);
         self.engagements.forget(&room);
         let next = EngagementId(self.engagements.granted() + 1);
-        let open = self.book.end_offer(id, Some(next), self.rules.ended_offers_max);
+        let open = self
+            .book
+            .end_offer(id, Some(next), self.rules.ended_offers_max);
         let offer = open.offer;
         let engagement = self.engagements.add(Engagement {
             offer: id,
@@ -395,9 +424,14 @@ impl State {
             released: None,
         });
         debug_assert_eq!(engagement, next, "ids are given in the order of the log");
-        self.directory.account(offer.requester).requested_engagements += 1;
+        self.directory
+            .account(offer.requester)
+            .requested_engagements += 1;
         self.directory.account(terms.worker).worked_engagements += 1;
-        Ok(Outcome::Granted { engagement, repeated: false })
+        Ok(Outcome::Granted {
+            engagement,
+            repeated: false,
+        })
     }
 
     /// Whether `worker` may take `offer` here and now.
@@ -411,7 +445,10 @@ impl State {
         let Some(lease) = self.book.lease(worker, at_ms) else {
             return Err(Refused::new(
                 Why::Invalid,
-                format!("node {worker} advertises nothing now: advertise {} first", offer.skill),
+                format!(
+                    "node {worker} advertises nothing now: advertise {} first",
+                    offer.skill
+                ),
             ));
         };
         if !Book::suits(&self.directory, lease, offer) {
@@ -426,26 +463,31 @@ impl State {
                 ),
             ));
         }
-        book::gate(&self.directory, &self.trust, lease, offer.requester, &offer.skill).map_err(
-            |polo_needed| {
-                let requester_polo = self.directory.polo(offer.requester);
-                Refused {
-                    why: Why::Gate,
-                    reason: format!(
-                        "the requester's polo is {requester_polo} and node {worker}'s is {}: \
-                         {polo_needed} would do, or a wider accept-from of the worker",
-                        self.directory.polo(worker)
-                    ),
-                    diagnosis: Some(Box::new(Diagnosis {
-                        requester_polo,
-                        capable: 1,
-                        above_gate: 1,
-                        polo_needed: Some(polo_needed),
-                        ..Diagnosis::default()
-                    })),
-                }
-            },
+        book::gate(
+            &self.directory,
+            &self.trust,
+            lease,
+            offer.requester,
+            &offer.skill,
         )
+        .map_err(|polo_needed| {
+            let requester_polo = self.directory.polo(offer.requester);
+            Refused {
+                why: Why::Gate,
+                reason: format!(
+                    "the requester's polo is {requester_polo} and node {worker}'s is {}: \
+                         {polo_needed} would do, or a wider accept-from of the worker",
+                    self.directory.polo(worker)
+                ),
+                diagnosis: Some(Box::new(Diagnosis {
+                    requester_polo,
+                    capable: 1,
+                    above_gate: 1,
+                    polo_needed: Some(polo_needed),
+                    ..Diagnosis::default()
+                })),
+            }
+        })
     }
 
     fn expire_offer(&mut self, at_ms: u64, id: OfferId) -> Result<Outcome, Refused> {
@@ -470,6 +512,9 @@ impl State {
         let before = account.polo;
         account.polo = before.saturating_add(moved);
         account.expired_offers += 1;
-        Ok(Outcome::OfferExpired { requester, polo: (before, account.polo) })
+        Ok(Outcome::OfferExpired {
+            requester,
+            polo: (before, account.polo),
+        })
     }
 }

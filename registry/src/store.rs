@@ -55,7 +55,10 @@ impl Medium {
     }
 
     fn fault(&self, error: impl fmt::Display) -> RegistryError {
-        RegistryError::Store { path: self.name(), error: error.to_string() }
+        RegistryError::Store {
+            path: self.name(),
+            error: error.to_string(),
+        }
     }
 }
 
@@ -97,9 +100,17 @@ impl Store {
             snapshot_every,
         };
         store.connect()?;
-        let seed = store.prepare(fresh_seed).map_err(|error| store.medium.fault(error))?;
+        let seed = store
+            .prepare(fresh_seed)
+            .map_err(|error| store.medium.fault(error))?;
         let state = store.read()?;
-        Ok((store, Recovered { state, identity: Identity::from_seed(seed) }))
+        Ok((
+            store,
+            Recovered {
+                state,
+                identity: Identity::from_seed(seed),
+            },
+        ))
     }
 
     fn connect(&mut self) -> Result<(), RegistryError> {
@@ -114,7 +125,9 @@ impl Store {
         match (database, &self.medium) {
             (Ok(database), _) => self.database = Some(database),
             (Err(DatabaseError::DatabaseAlreadyOpen), Medium::Directory(directory)) => {
-                return Err(RegistryError::StateLocked { path: directory.join(FILE_NAME) });
+                return Err(RegistryError::StateLocked {
+                    path: directory.join(FILE_NAME),
+                });
             }
             (Err(error), medium) => return Err(medium.fault(error)),
         }
@@ -184,7 +197,10 @@ impl Store {
         Ok(state)
     }
 
-    #[expect(clippy::type_complexity, reason = "two tables as they are, used once above")]
+    #[expect(
+        clippy::type_complexity,
+        reason = "two tables as they are, used once above"
+    )]
     fn tables(&self) -> Result<(Option<(u64, Vec<u8>)>, Vec<(u64, Vec<u8>)>), redb::Error> {
         let transaction = self.database()?.begin_read()?;
         let snapshot = transaction
@@ -241,7 +257,9 @@ impl Store {
         // The lock must be let go before the file can be opened again.
         self.database = None;
         if matches!(self.medium, Medium::Memory) {
-            return Err(self.medium.fault("a store in memory does not outlive a failure"));
+            return Err(self
+                .medium
+                .fault("a store in memory does not outlive a failure"));
         }
         self.connect()?;
         let probe = |database: &Database| -> Result<(), redb::Error> {
@@ -292,10 +310,18 @@ impl StorageBackend for Backend {
 /// Makes the directory for this user alone: the store holds the registry's seed.
 fn make_private(directory: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)?;
     let file = directory.join(FILE_NAME);
     let mut options = std::fs::OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    options
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600);
     options.open(file).map(drop)
 }
 
@@ -355,7 +381,9 @@ pub(crate) mod tests {
 
         fn set_len(&self, len: u64) -> io::Result<()> {
             self.0.refuse_if_full()?;
-            self.0.bytes().resize(usize::try_from(len).expect("64 bits"), 0);
+            self.0
+                .bytes()
+                .resize(usize::try_from(len).expect("64 bits"), 0);
             Ok(())
         }
 
@@ -386,8 +414,13 @@ pub(crate) mod tests {
 
     fn append(store: &mut Store, state: &mut State, seed: u8) -> Result<bool, redb::Error> {
         let command = command(seed);
-        state.apply(u64::from(seed), &command).expect("a new key registers");
-        let entry = Entry { at_ms: u64::from(seed), command };
+        state
+            .apply(u64::from(seed), &command)
+            .expect("a new key registers");
+        let entry = Entry {
+            at_ms: u64::from(seed),
+            command,
+        };
         let bytes = serde_json::to_vec(&entry).expect("serializes");
         store.append(&[(state.position(), bytes)], state)
     }
@@ -397,9 +430,14 @@ pub(crate) mod tests {
         let disk = Arc::new(Disk::default());
         let (mut store, recovered) = Store::open(disk.medium(), 5, [1; 32]).expect("a new store");
         let mut state = recovered.state;
-        let snapshots: Vec<bool> =
-            (1..=18).map(|seed| append(&mut store, &mut state, seed).expect("room")).collect();
-        assert_eq!(snapshots.iter().filter(|&&taken| taken).count(), 2, "{snapshots:?}");
+        let snapshots: Vec<bool> = (1..=18)
+            .map(|seed| append(&mut store, &mut state, seed).expect("room"))
+            .collect();
+        assert_eq!(
+            snapshots.iter().filter(|&&taken| taken).count(),
+            2,
+            "{snapshots:?}"
+        );
         drop(store);
         let (_, again) = Store::open(disk.medium(), 5, [2; 32]).expect("the same store");
         assert_eq!(again.state.to_bytes(), state.to_bytes());
@@ -433,7 +471,10 @@ pub(crate) mod tests {
         let medium = Medium::Directory(directory.path().join("state"));
         let held = Store::open(medium.clone(), 10, [1; 32]).expect("new");
         let error = Store::open(medium.clone(), 10, [1; 32]).expect_err("held");
-        assert!(matches!(error, RegistryError::StateLocked { .. }), "{error}");
+        assert!(
+            matches!(error, RegistryError::StateLocked { .. }),
+            "{error}"
+        );
         assert!(error.to_string().contains("registry.redb"), "{error}");
         drop(held);
         Store::open(medium, 10, [1; 32]).expect("free again");

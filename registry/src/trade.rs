@@ -100,15 +100,20 @@ impl Ledger {
             RequestBody::Accept { terms, .. } => {
                 expect_speaker(node, terms.worker)?;
                 match self.log(now_ms, Command::Accept(terms))? {
-                    Outcome::Granted { engagement, repeated } => {
-                        self.granted(engagement, terms.offer, repeated)
-                    }
+                    Outcome::Granted {
+                        engagement,
+                        repeated,
+                    } => self.granted(engagement, terms.offer, repeated),
                     outcome => unreachable!("an accept came to {outcome:?}"),
                 }
             }
             RequestBody::Settle { receipt } => self.settle(now_ms, node, receipt),
             RequestBody::Release { engagement, reason } => {
-                let command = Command::Release { engagement, node, reason: reason.clone() };
+                let command = Command::Release {
+                    engagement,
+                    node,
+                    reason: reason.clone(),
+                };
                 match self.log(now_ms, command)? {
                     Outcome::Released { other } => {
                         if let Some(other) = other {
@@ -119,12 +124,26 @@ impl Ledger {
                     outcome => unreachable!("a release came to {outcome:?}"),
                 }
             }
-            RequestBody::Renew { engagement, tasks, duration_s } => {
-                let command = Command::Renew { engagement, node, tasks, duration_s };
+            RequestBody::Renew {
+                engagement,
+                tasks,
+                duration_s,
+            } => {
+                let command = Command::Renew {
+                    engagement,
+                    node,
+                    tasks,
+                    duration_s,
+                };
                 match self.log(now_ms, command)? {
                     Outcome::Renewed { worker } => {
                         let grant = self.grant_message(engagement)?;
-                        self.push(worker, framed(&Push::Grant { grant: grant.clone() }));
+                        self.push(
+                            worker,
+                            framed(&Push::Grant {
+                                grant: grant.clone(),
+                            }),
+                        );
                         Ok(ReplyBody::Granted { grant })
                     }
                     outcome => unreachable!("a renewal came to {outcome:?}"),
@@ -142,7 +161,9 @@ impl Ledger {
 
     /// The node this connection speaks for.
     fn speaker(&self, outbox: &Outbox) -> Result<NodeId, Refused> {
-        let Some((node, key)) = outbox.proven() else { return Err(not_proven()) };
+        let Some((node, key)) = outbox.proven() else {
+            return Err(not_proven());
+        };
         if self.state.directory.node(node)?.key == key {
             return Ok(node);
         }
@@ -158,7 +179,9 @@ impl Ledger {
         if is_new {
             self.state.book.check_offer(&offer, self.state.rules())?;
         }
-        let survey = self.state.survey(&offer, now_ms, |node| self.desk.is_connected(node));
+        let survey = self
+            .state
+            .survey(&offer, now_ms, |node| self.desk.is_connected(node));
         if is_new && survey.gated() {
             return Err(gate_refusal(&offer, survey.diagnosis));
         }
@@ -168,7 +191,10 @@ impl Ledger {
                 // The requester missed the grant; it is told again.
                 let grant = self.grant_message(engagement)?;
                 self.push(offer.requester, framed(&Push::Grant { grant }));
-                return Ok(ReplyBody::Offered { notified: 0, diagnosis: None });
+                return Ok(ReplyBody::Offered {
+                    notified: 0,
+                    diagnosis: None,
+                });
             }
             outcome => unreachable!("an offer came to {outcome:?}"),
         }
@@ -186,7 +212,10 @@ impl Ledger {
         }
         let notified = self.desk.notified(id);
         let diagnosis = (notified == 0).then_some(survey.diagnosis);
-        Ok(ReplyBody::Offered { notified, diagnosis })
+        Ok(ReplyBody::Offered {
+            notified,
+            diagnosis,
+        })
     }
 
     /// Tells a worker that has come, or says that it is ready, of the open offers it could take.
@@ -201,7 +230,13 @@ impl Ledger {
         for offer in open {
             if self.desk.notify(offer.offer, node) {
                 let requester_polo = self.state.directory.polo(offer.requester);
-                self.push(node, framed(&Push::Notify { offer, requester_polo }));
+                self.push(
+                    node,
+                    framed(&Push::Notify {
+                        offer,
+                        requester_polo,
+                    }),
+                );
             }
         }
     }
@@ -213,7 +248,12 @@ impl Ledger {
             self.counters.add(Count::Grants);
             let row = self.state.engagements.row(engagement)?;
             let (requester, winner) = (row.requester, row.worker);
-            self.push(requester, framed(&Push::Grant { grant: grant.clone() }));
+            self.push(
+                requester,
+                framed(&Push::Grant {
+                    grant: grant.clone(),
+                }),
+            );
             self.withdraw(offer, Some(winner));
         }
         Ok(ReplyBody::Granted { grant })
@@ -231,7 +271,10 @@ impl Ledger {
     fn grant_message(&self, engagement: EngagementId) -> Result<GrantMessage, Refused> {
         let row = self.state.engagements.row(engagement)?;
         let endpoint = |node| {
-            self.state.directory.node(node).map_or_else(|_| String::new(), |n| n.endpoint.clone())
+            self.state
+                .directory
+                .node(node)
+                .map_or_else(|_| String::new(), |n| n.endpoint.clone())
         };
         Ok(GrantMessage {
             grant: Base64Bytes(row.grant(engagement).sign(&self.identity).encode()),
@@ -247,22 +290,33 @@ impl Ledger {
         if !row.names(node) {
             return Err(Refused::new(
                 Why::NotProven,
-                format!("node {node} is no end of engagement {}", signed.receipt.engagement),
+                format!(
+                    "node {node} is no end of engagement {}",
+                    signed.receipt.engagement
+                ),
             ));
         }
         signed
             .verify(&row.requester_key, &row.worker_key)
             .map_err(|fault| Refused::new(Why::Signature, fault.to_string()))?;
         match self.log(now_ms, Command::Settle { receipt })? {
-            Outcome::Settled { settlement, repeated } => {
+            Outcome::Settled {
+                settlement,
+                repeated,
+            } => {
                 if !repeated {
                     self.counters.add(Count::Settlements);
-                    let news = framed(&Push::Settled { settlement: settlement.clone() });
+                    let news = framed(&Push::Settled {
+                        settlement: settlement.clone(),
+                    });
                     for end in [settlement.requester, settlement.worker] {
                         self.push(end, news.clone());
                     }
                 }
-                Ok(ReplyBody::Settled { settlement, repeated })
+                Ok(ReplyBody::Settled {
+                    settlement,
+                    repeated,
+                })
             }
             outcome => unreachable!("a receipt came to {outcome:?}"),
         }
@@ -279,15 +333,28 @@ impl Ledger {
     }
 
     fn expire_offer(&mut self, now_ms: u64, id: OfferId) {
-        let open = self.state.book.offer(id).expect("it is due, so it is open").offer.clone();
+        let open = self
+            .state
+            .book
+            .offer(id)
+            .expect("it is due, so it is open")
+            .offer
+            .clone();
         let notified = self.desk.notified(id);
         let diagnosis = (notified == 0).then(|| {
-            self.state.survey(&open, now_ms, |node| self.desk.is_connected(node)).diagnosis
+            self.state
+                .survey(&open, now_ms, |node| self.desk.is_connected(node))
+                .diagnosis
         });
         match self.log(now_ms, Command::ExpireOffer { offer: id }) {
             Ok(Outcome::OfferExpired { requester, polo }) => {
                 self.counters.add(Count::OffersExpired);
-                let expired = Push::Expired { offer: id, polo, notified, diagnosis };
+                let expired = Push::Expired {
+                    offer: id,
+                    polo,
+                    notified,
+                    diagnosis,
+                };
                 self.push(requester, framed(&expired));
                 self.withdraw(id, None);
             }
@@ -296,7 +363,11 @@ impl Ledger {
     }
 
     fn workers(&self, now_ms: u64, query: &Query) -> Answer {
-        let limit = rows(if query.limit == 0 { ROWS_DEFAULT } else { query.limit })?;
+        let limit = rows(if query.limit == 0 {
+            ROWS_DEFAULT
+        } else {
+            query.limit
+        })?;
         if query.filters.len() > FILTERS_MAX {
             return Err(Refused::new(
                 Why::Invalid,
@@ -305,30 +376,40 @@ impl Ledger {
         }
         let mut found = Vec::new();
         for (node, lease) in self.state.book.leases(now_ms) {
-            let Ok(entry) = self.state.directory.node(node) else { continue };
+            let Ok(entry) = self.state.directory.node(node) else {
+                continue;
+            };
             let advertisement = &lease.advertisement;
             let task_ready = advertisement.task_ready && self.desk.is_connected(node);
             let wanted = (task_ready || !query.task_ready)
                 && query.min_polo.is_none_or(|least| entry.polo >= least)
-                && query.filters.iter().all(|f| f.matches(&advertisement.capabilities));
+                && query
+                    .filters
+                    .iter()
+                    .all(|f| f.matches(&advertisement.capabilities));
             if wanted {
                 found.push((core::cmp::Reverse(entry.polo), node, task_ready));
             }
         }
         found.sort_unstable();
-        let workers = found.into_iter().take(limit).filter_map(|(_, node, task_ready)| {
-            let entry = self.state.directory.node(node).ok()?;
-            let lease = self.state.book.lease(node, now_ms)?;
-            Some(WorkerRow {
-                node,
-                address: address_text(node),
-                hostname: Some(entry.hostname.clone()).filter(|name| !name.is_empty()),
-                polo: entry.polo,
-                task_ready,
-                capabilities: lease.advertisement.capabilities.clone(),
-            })
-        });
-        Ok(ReplyBody::Workers { workers: fitting(workers) })
+        let workers = found
+            .into_iter()
+            .take(limit)
+            .filter_map(|(_, node, task_ready)| {
+                let entry = self.state.directory.node(node).ok()?;
+                let lease = self.state.book.lease(node, now_ms)?;
+                Some(WorkerRow {
+                    node,
+                    address: address_text(node),
+                    hostname: Some(entry.hostname.clone()).filter(|name| !name.is_empty()),
+                    polo: entry.polo,
+                    task_ready,
+                    capabilities: lease.advertisement.capabilities.clone(),
+                })
+            });
+        Ok(ReplyBody::Workers {
+            workers: fitting(workers),
+        })
     }
 
     fn standing(&self, who: &str) -> Answer {
@@ -366,8 +447,10 @@ impl Ledger {
         let node = node.ok_or_else(|| {
             Refused::new(
                 Why::NotFound,
-                format!("{who:?}: not found; give a node id, an address 0:0000.HHHH.LLLL or a \
-                         hostname"),
+                format!(
+                    "{who:?}: not found; give a node id, an address 0:0000.HHHH.LLLL or a \
+                         hostname"
+                ),
             )
         })?;
         self.state.directory.node(node).map(|_| node)
@@ -411,7 +494,10 @@ fn gate_refusal(offer: &Offer, diagnosis: Diagnosis) -> Refused {
 
 fn rows(limit: u32) -> Result<usize, Refused> {
     if limit == 0 || limit > ROWS_MAX {
-        return Err(Refused::new(Why::Invalid, format!("limit: {limit}, must be 1 to {ROWS_MAX}")));
+        return Err(Refused::new(
+            Why::Invalid,
+            format!("limit: {limit}, must be 1 to {ROWS_MAX}"),
+        ));
     }
     Ok(limit as usize)
 }

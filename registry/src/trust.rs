@@ -62,7 +62,9 @@ pub struct Trust {
 impl Trust {
     /// Whether `node` has declared its trust in `peer`.
     pub fn opens(&self, node: NodeId, peer: NodeId) -> bool {
-        self.reports.get(&node).is_some_and(|peers| peers.contains(&peer))
+        self.reports
+            .get(&node)
+            .is_some_and(|peers| peers.contains(&peer))
     }
 
     /// Whether each has declared its trust in the other.
@@ -113,7 +115,10 @@ impl Trust {
         justification: &str,
     ) -> Result<(), Refused> {
         if from == to {
-            return Err(Refused::new(Why::Invalid, "invalid handshake: a node with itself"));
+            return Err(Refused::new(
+                Why::Invalid,
+                "invalid handshake: a node with itself",
+            ));
         }
         if justification.len() > JUSTIFICATION_LEN_MAX {
             return Err(Refused::new(
@@ -124,7 +129,9 @@ impl Trust {
                 ),
             ));
         }
-        let Some(inbox) = self.inboxes.get(&to) else { return Ok(()) };
+        let Some(inbox) = self.inboxes.get(&to) else {
+            return Ok(());
+        };
         if inbox.requests.iter().any(|request| request.from == from) {
             return Err(Refused::new(
                 Why::Limited,
@@ -141,11 +148,15 @@ impl Trust {
     }
 
     pub(crate) fn request(&mut self, from: NodeId, to: NodeId, justification: &str, at_ms: u64) {
-        self.inboxes.entry(to).or_default().requests.push(HandshakeRequest {
-            from,
-            justification: justification.to_owned(),
-            at_ms,
-        });
+        self.inboxes
+            .entry(to)
+            .or_default()
+            .requests
+            .push(HandshakeRequest {
+                from,
+                justification: justification.to_owned(),
+                at_ms,
+            });
         let unanswered = self.unanswered.entry(to).or_default();
         unanswered.insert(from);
         // Requests that were collected and never answered give way to newer ones.
@@ -160,7 +171,11 @@ impl Trust {
     }
 
     pub(crate) fn check_respond(&self, node: NodeId, peer: NodeId) -> Result<(), Refused> {
-        if self.unanswered.get(&node).is_some_and(|peers| peers.contains(&peer)) {
+        if self
+            .unanswered
+            .get(&node)
+            .is_some_and(|peers| peers.contains(&peer))
+        {
             return Ok(());
         }
         Err(Refused::new(
@@ -190,7 +205,11 @@ impl Trust {
         if responses.len() >= INBOX_MAX {
             responses.remove(0);
         }
-        responses.push(HandshakeResponse { from: node, accept, at_ms });
+        responses.push(HandshakeResponse {
+            from: node,
+            accept,
+            at_ms,
+        });
     }
 
     /// Table rows, for the pace of snapshots.
@@ -220,15 +239,31 @@ mod tests {
     #[test]
     fn an_approval_needs_a_request_and_makes_trust_mutual() {
         let mut trust = Trust::default();
-        assert_eq!(trust.check_respond(B, A).expect_err("nobody asked").why, Why::NotFound);
+        assert_eq!(
+            trust.check_respond(B, A).expect_err("nobody asked").why,
+            Why::NotFound
+        );
         trust.request(A, B, "work", 5);
-        assert_eq!(trust.check_request(A, B, "").expect_err("still waiting").why, Why::Limited);
+        assert_eq!(
+            trust
+                .check_request(A, B, "")
+                .expect_err("still waiting")
+                .why,
+            Why::Limited
+        );
         assert_eq!(trust.collect(B).requests.len(), 1);
         assert_eq!(trust.check_respond(B, A), Ok(()));
         trust.respond(B, A, true, 6);
         assert!(trust.mutual(A, B));
         let inbox = trust.collect(A);
-        assert_eq!(inbox.responses, [HandshakeResponse { from: B, accept: true, at_ms: 6 }]);
+        assert_eq!(
+            inbox.responses,
+            [HandshakeResponse {
+                from: B,
+                accept: true,
+                at_ms: 6
+            }]
+        );
         assert!(trust.inbox_is_empty(A) && trust.inbox_is_empty(B));
     }
 
@@ -239,8 +274,14 @@ mod tests {
             assert_eq!(trust.check_request(NodeId(from), A, ""), Ok(()));
             trust.request(NodeId(from), A, "", 0);
         }
-        assert_eq!(trust.check_request(B, A, "").expect_err("full").why, Why::Limited);
+        assert_eq!(
+            trust.check_request(B, A, "").expect_err("full").why,
+            Why::Limited
+        );
         let long = "x".repeat(JUSTIFICATION_LEN_MAX + 1);
-        assert_eq!(trust.check_request(A, B, &long).expect_err("too long").why, Why::Invalid);
+        assert_eq!(
+            trust.check_request(A, B, &long).expect_err("too long").why,
+            Why::Invalid
+        );
     }
 }

@@ -299,7 +299,9 @@ impl Node {
         config: NodeConfig,
         timings: ControlTimings,
     ) -> Result<Node, NodeError> {
-        Ok(Node { control: crate::control::start(config, timings)? })
+        Ok(Node {
+            control: crate::control::start(config, timings)?,
+        })
     }
 
     /// Waits until the registry has numbered this node and its workers run.

@@ -3,7 +3,10 @@
 //! The allocator counts what the worker threads ask for, on both sides of the tunnel. A first run
 //! warms up; the second must not allocate more than a fixed handful for its channel, however many
 //! tasks it carries.
-#![expect(unsafe_code, reason = "an allocator that counts can only be written so")]
+#![expect(
+    unsafe_code,
+    reason = "an allocator that counts can only be written so"
+)]
 
 mod common;
 
@@ -33,9 +36,9 @@ fn on_data_path() -> bool {
             // Naming the thread may allocate; while it does, this thread counts as another.
             cell.set(Some(false));
             let thread = std::thread::current();
-            let known = thread
-                .name()
-                .is_some_and(|name| name.starts_with("ramjet-worker") || name.starts_with("ramjet-pool"));
+            let known = thread.name().is_some_and(|name| {
+                name.starts_with("ramjet-worker") || name.starts_with("ramjet-pool")
+            });
             cell.set(Some(known));
             known
         })

@@ -14,7 +14,11 @@ fn laws_hold(node: &Bare) {
     let delivered = node.counter("datagrams_delivered");
     let handled = node.counter("datagrams_handled");
     let dropped = node.counter("datagrams_dropped");
-    assert_eq!(received, delivered + handled + dropped, "datagrams in and accounted for");
+    assert_eq!(
+        received,
+        delivered + handled + dropped,
+        "datagrams in and accounted for"
+    );
     let reasons: u64 = node
         .workers
         .iter()
@@ -22,8 +26,15 @@ fn laws_hold(node: &Bare) {
         .filter(|(name, _)| name.starts_with("dropped_"))
         .map(|(_, count)| count)
         .sum();
-    let (frames, sends) = (node.counter("frames_dropped"), node.counter("sends_dropped"));
-    assert_eq!(reasons, dropped + frames + sends, "every drop has its reason");
+    let (frames, sends) = (
+        node.counter("frames_dropped"),
+        node.counter("sends_dropped"),
+    );
+    assert_eq!(
+        reasons,
+        dropped + frames + sends,
+        "every drop has its reason"
+    );
 }
 
 fn echoes(io: IoKind, idle: Idle, placement: Placement, len: usize) {
@@ -31,9 +42,16 @@ fn echoes(io: IoKind, idle: Idle, placement: Placement, len: usize) {
     let mut pair = Pair::start(io, idle, placement);
     for _ in 0..2 {
         let (totals, _) = pair.run(count, Numbers::new(len, count));
-        assert_eq!((totals.tasks, totals.accepted, totals.rejected), (count, count, 0));
+        assert_eq!(
+            (totals.tasks, totals.accepted, totals.rejected),
+            (count, count, 0)
+        );
     }
-    assert_eq!(pair.worker.counter("tasks_run"), 2 * count, "each task ran once");
+    assert_eq!(
+        pair.worker.counter("tasks_run"),
+        2 * count,
+        "each task ran once"
+    );
     laws_hold(&pair.worker);
     laws_hold(&pair.requester);
     pair.stop();
@@ -101,7 +119,10 @@ fn one_byte_more_than_the_longest_is_refused_by_name() {
             answer: ramjet::job::Answer<'_>,
             _: ramjet::job::Timing,
         ) -> ramjet::job::Verdict {
-            assert_eq!(answer, ramjet::job::Answer::Refused(ramjet::job::Refused::TooBig));
+            assert_eq!(
+                answer,
+                ramjet::job::Answer::Refused(ramjet::job::Refused::TooBig)
+            );
             ramjet::job::Verdict::Reject
         }
     }
@@ -127,7 +148,11 @@ fn the_two_backends_understand_each_other_across_several_workers() {
     let mut pair = Pair::with(worker, requester);
     let (totals, _) = pair.run(1_000, Numbers::new(100, 1_000));
     assert_eq!(totals.accepted, 1_000);
-    assert_eq!(pair.worker.counter("datagrams_forwarded"), 0, "the filter steers every frame");
+    assert_eq!(
+        pair.worker.counter("datagrams_forwarded"),
+        0,
+        "the filter steers every frame"
+    );
     pair.stop();
 }
 
@@ -139,9 +164,13 @@ fn garbage_beside_real_work_is_counted_by_reason_and_harms_nothing() {
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;
     let count = 500;
     for round in 0..count {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(round);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(round);
         let len = usize::try_from(state >> 53).expect("11 bits");
-        let mut bytes: Vec<u8> = (0..len).map(|i| (state >> (i % 56)) as u8).collect();
+        let mut bytes: Vec<u8> = (0..len)
+            .map(|i| (state >> (i % 56)).to_be_bytes()[7])
+            .collect();
         match round % 4 {
             0 => bytes.splice(..0, *b"PILS\0\0\0\x02").for_each(drop),
             1 => bytes.splice(..0, *b"PILA\0\0\0\x02").for_each(drop),
@@ -153,8 +182,14 @@ fn garbage_beside_real_work_is_counted_by_reason_and_harms_nothing() {
     let (totals, _) = pair.run(1_000, Numbers::new(64, 1_000));
     assert_eq!(totals.accepted, 1_000);
     let started = std::time::Instant::now();
-    while pair.worker.counter("datagrams_dropped") + pair.worker.counter("datagrams_handled") < count {
-        assert!(started.elapsed() < common::PATIENCE, "{:?}", pair.worker.workers[0].counters());
+    while pair.worker.counter("datagrams_dropped") + pair.worker.counter("datagrams_handled")
+        < count
+    {
+        assert!(
+            started.elapsed() < common::PATIENCE,
+            "{:?}",
+            pair.worker.workers[0].counters()
+        );
         std::thread::yield_now();
     }
     laws_hold(&pair.worker);

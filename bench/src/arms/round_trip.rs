@@ -1,6 +1,6 @@
 //! One datagram there and back, plain sockets, nothing else in flight.
 
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use std::{hint, io, thread};
@@ -54,7 +54,7 @@ impl RoundTrip {
 pub fn udp_round_trip(spec: &RoundTrip) -> Result<ArmResult, ArmError> {
     ArmError::check("payload length", spec.payload.len(), 8, DATAGRAM_LEN_MAX)?;
     let cores = spec.cores.map_or_else(Cores::detect, Ok)?;
-    let (server, client) = connected_pair(spec.mode)?;
+    let (server, client, address) = pair(spec.mode)?;
     let stop = AtomicBool::new(false);
     let (measured, served) = thread::scope(|scope| {
         let served = scope.spawn(|| {
@@ -63,7 +63,7 @@ pub fn udp_round_trip(spec: &RoundTrip) -> Result<ArmResult, ArmError> {
         });
         let measured = scope.spawn(|| {
             let _stop = StopAtEnd(&stop);
-            measure(spec, cores.client, &client, &stop)
+            measure(spec, cores.client, &client, address, &stop)
         });
         (measured.join(), served.join())
     });
@@ -75,22 +75,22 @@ pub fn udp_round_trip(spec: &RoundTrip) -> Result<ArmResult, ArmError> {
     Ok(result)
 }
 
-fn connected_pair(mode: WaitMode) -> Result<(UdpSocket, UdpSocket), ArmError> {
+/// Two sockets, and where the server is. Neither is connected: one socket serves all the peers of a
+/// node, so the kernel looks the route up for every datagram, here as there.
+fn pair(mode: WaitMode) -> Result<(UdpSocket, UdpSocket, SocketAddr), ArmError> {
     let (server, server_address) = loopback_socket(RECEIVE_BUFFER_LEN)?;
-    let (client, client_address) = loopback_socket(RECEIVE_BUFFER_LEN)?;
+    let (client, _) = loopback_socket(RECEIVE_BUFFER_LEN)?;
     let (server, client) = (UdpSocket::from(server), UdpSocket::from(client));
     let configure = |socket: &UdpSocket| match mode {
         WaitMode::Spinning => socket.set_nonblocking(true),
         WaitMode::Blocking => socket.set_read_timeout(Some(BLOCKED_LIMIT)),
     };
     let wrap = |result: io::Result<()>| {
-        result.map_err(|source| ArmError::kernel("join two loopback sockets", source))
+        result.map_err(|source| ArmError::kernel("set up two loopback sockets", source))
     };
-    wrap(server.connect(client_address))?;
-    wrap(client.connect(server_address))?;
     wrap(configure(&server))?;
     wrap(configure(&client))?;
-    Ok((server, client))
+    Ok((server, client, server_address.into()))
 }
 
 fn serve(
@@ -104,9 +104,9 @@ fn serve(
     let before = ring::thread_usage();
     let mut empty = 0_u32;
     while !stop.load(Ordering::Relaxed) {
-        match socket.recv(&mut buffer) {
-            Ok(len) => {
-                let sent = socket.send(&buffer[..len]);
+        match socket.recv_from(&mut buffer) {
+            Ok((len, source)) => {
+                let sent = socket.send_to(&buffer[..len], source);
                 sent.map_err(|source| ArmError::kernel("send a reply", source))?;
             }
             Err(error) if is_empty(&error) => wait(&mut empty),
@@ -120,6 +120,7 @@ fn measure(
     spec: &RoundTrip,
     core: usize,
     socket: &UdpSocket,
+    address: SocketAddr,
     stop: &AtomicBool,
 ) -> Result<ArmResult, ArmError> {
     pin(core)?;
@@ -133,7 +134,7 @@ fn measure(
     let elapsed = loop {
         request[..8].copy_from_slice(&datagrams.to_le_bytes());
         let sent = Instant::now();
-        let result = socket.send(&request);
+        let result = socket.send_to(&request, address);
         result.map_err(|source| ArmError::kernel("send a request", source))?;
         let Some(len) = await_reply(socket, &mut reply, sent, stop)? else {
             return Err(ArmError::Stalled { datagrams });
@@ -165,7 +166,7 @@ fn measure(
         p50_us: quantile_us(&latency_ns, 0.50),
         p99_us: quantile_us(&latency_ns, 0.99),
         details: ArmDetails {
-            path: format!("send and recv on connected sockets, {mode}"),
+            path: format!("sendto and recvfrom, {mode}"),
             datagram_len: spec.payload.len(),
             window: 1,
             train: 1,
@@ -187,8 +188,8 @@ fn await_reply(
 ) -> Result<Option<usize>, ArmError> {
     let mut empty = 0_u32;
     loop {
-        match socket.recv(reply) {
-            Ok(len) => return Ok(Some(len)),
+        match socket.recv_from(reply) {
+            Ok((len, _)) => return Ok(Some(len)),
             Err(error) if is_empty(&error) => {
                 wait(&mut empty);
                 if stop.load(Ordering::Relaxed) || sent.elapsed() > STALL_LIMIT {

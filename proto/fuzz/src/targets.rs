@@ -369,7 +369,10 @@ impl Job for Once {
         self.handed += 1;
         self.open.insert(token);
         match token % 4 {
-            3 => Next::Large { payload: vec![0; 5_000].into(), token },
+            3 => Next::Large {
+                payload: vec![0; 5_000].into(),
+                token,
+            },
             short => {
                 let len = usize::try_from(short).expect("below 3") * 100;
                 space[..len].fill(1);
@@ -380,11 +383,18 @@ impl Job for Once {
 
     fn answer(&mut self, token: u64, _answer: Answer<'_>, _timing: Timing) -> Verdict {
         assert!(self.open.remove(&token), "token {token} answered twice");
-        if token.is_multiple_of(2) { Verdict::Accept } else { Verdict::Reject }
+        if token.is_multiple_of(2) {
+            Verdict::Accept
+        } else {
+            Verdict::Reject
+        }
     }
 
     fn progress(&mut self, token: u64, _piece: &[u8]) {
-        assert!(self.open.contains(&token), "progress of {token} after its answer");
+        assert!(
+            self.open.contains(&token),
+            "progress of {token} after its answer"
+        );
     }
 }
 
@@ -400,11 +410,18 @@ impl Job for Once {
 /// | 3 | nothing: a waiting task is done, and the requester takes new ones |
 pub fn frames(data: &[u8]) {
     let channel = ChannelId(0);
-    let limits =
-        ServingLimits { credits: 8, tasks: 1_000, expires_at: Time::NEVER, unsigned_max: 500 };
+    let limits = ServingLimits {
+        credits: 8,
+        tasks: 1_000,
+        expires_at: Time::NEVER,
+        unsigned_max: 500,
+    };
     let mut serving = Serving::new(channel, limits);
     let mut requesting = Requesting::new(channel, 8, 1_000, Time::ZERO);
-    let mut job = Once { handed: 0, open: BTreeSet::new() };
+    let mut job = Once {
+        handed: 0,
+        open: BTreeSet::new(),
+    };
     let mut waiting: Vec<Admitted> = Vec::new();
     let mut now = Time::ZERO;
     let mut rest = data;
@@ -412,7 +429,10 @@ pub fn frames(data: &[u8]) {
         let length = usize::from(u16::from_be_bytes([high, low])).min(after.len());
         let (bytes, after) = after.split_at(length);
         rest = after;
-        let mut sink = Frames { space: Vec::new(), room: u32::from(kind / 4) };
+        let mut sink = Frames {
+            space: Vec::new(),
+            room: u32::from(kind / 4),
+        };
         match kind % 4 {
             0 => {
                 for frame in Train::open(bytes).into_iter().flatten().flatten() {
@@ -426,7 +446,9 @@ pub fn frames(data: &[u8]) {
                 }
             }
             2 => {
-                let millis = bytes.first_chunk::<2>().map_or(1, |b| u16::from_be_bytes(*b));
+                let millis = bytes
+                    .first_chunk::<2>()
+                    .map_or(1, |b| u16::from_be_bytes(*b));
                 now = now + Duration::from_millis(u64::from(millis));
                 requesting.handle_timeout(now, &mut sink, &job);
             }

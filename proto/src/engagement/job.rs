@@ -4,8 +4,8 @@
 //! that tasks go from their source into a datagram with no queue between. Its methods must not
 //! block: a job that feeds from elsewhere says [`Next::Later`] and is asked again.
 
-use bytes::Bytes;
 use crate::time::Time;
+use bytes::Bytes;
 
 /// The next task of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -33,7 +33,11 @@ pub struct PartsOut {
 impl PartsOut {
     /// Nothing sent yet.
     pub fn new(total: usize) -> Self {
-        PartsOut { total, acked: 0, next: 0 }
+        PartsOut {
+            total,
+            acked: 0,
+            next: 0,
+        }
     }
 
     /// Whether every byte has arrived.
@@ -81,12 +85,23 @@ impl PartsOut {
         sink: &mut impl FrameSink,
     ) -> bool {
         let part = &bytes[offset..(offset + PART_LEN).min(self.total)];
-        let Some(space) = sink.reserve(HEADER_LEN + part.len()) else { return false };
+        let Some(space) = sink.reserve(HEADER_LEN + part.len()) else {
+            return false;
+        };
         let number = |value: usize| u32::try_from(value).expect("below TASK_LEN_MAX");
-        let header = PartHeader { total: U32::new(number(self.total)), detail: U32::new(detail) };
+        let header = PartHeader {
+            total: U32::new(number(self.total)),
+            detail: U32::new(detail),
+        };
         header.write_to_prefix(space).expect("reserved");
         space[HEADER_LEN..][..part.len()].copy_from_slice(part);
-        sink.commit(Head { auxiliary: number(offset), ..head }, HEADER_LEN + part.len());
+        sink.commit(
+            Head {
+                auxiliary: number(offset),
+                ..head
+            },
+            HEADER_LEN + part.len(),
+        );
         true
     }
 
@@ -144,7 +159,12 @@ impl<'a> Part<'a> {
         if !fits {
             return Err(DropReason::BadFrame);
         }
-        Ok(Part { total, detail: header.detail.get(), offset, bytes })
+        Ok(Part {
+            total,
+            detail: header.detail.get(),
+            offset,
+            bytes,
+        })
     }
 
     /// Whether it is the last.

@@ -197,7 +197,9 @@ impl Requesting {
     ) -> usize {
         let mut sent = self.pump_parts(sink, job.deadline_us(), budget);
         while sent < budget && self.may_send() {
-            let Some(space) = sink.reserve(FRAME_PAYLOAD_MAX) else { break };
+            let Some(space) = sink.reserve(FRAME_PAYLOAD_MAX) else {
+                break;
+            };
             let (len, token) = match job.next(space, now) {
                 Next::Task { len, token } => (len, token),
                 Next::Large { payload, token } => {
@@ -234,7 +236,10 @@ impl Requesting {
     /// Puts a long task into a free slot; its parts go turn by turn.
     fn start_long(&mut self, now: Time, token: u64, payload: Bytes) {
         let (head, slot) = self.start(now, token, 0);
-        slot.long = Some(Long { parts: PartsOut::new(payload.len()), payload });
+        slot.long = Some(Long {
+            parts: PartsOut::new(payload.len()),
+            payload,
+        });
         self.sending.push(head.task.slot);
         self.next_scan = self.next_scan.min(now + self.rtt.timeout());
     }
@@ -246,8 +251,12 @@ impl Requesting {
         self.sending.retain(|index| {
             let slot = &mut slots[usize::from(*index)];
             let head = part_head(channel, *index, slot);
-            let Some(long) = &mut slot.long else { return false };
-            sent += long.parts.pump(&long.payload, head, deadline_us, sink, budget - sent);
+            let Some(long) = &mut slot.long else {
+                return false;
+            };
+            sent += long
+                .parts
+                .pump(&long.payload, head, deadline_us, sink, budget - sent);
             // What the window holds back goes on with the next acknowledgment.
             long.parts.may_send()
         });
@@ -279,10 +288,19 @@ impl Requesting {
         }
         self.outstanding += 1;
         self.totals.tasks += 1;
-        let task = TaskId { slot: index, generation: slot.generation };
+        let task = TaskId {
+            slot: index,
+            generation: slot.generation,
+        };
         // A repeat must carry the same verdict: the first copy may be the one that was lost.
         let flags = slot.prior;
-        (Head { flags, ..Head::task(Kind::Task, self.channel, task, deadline_us) }, slot)
+        (
+            Head {
+                flags,
+                ..Head::task(Kind::Task, self.channel, task, deadline_us)
+            },
+            slot,
+        )
     }
 
     /// Takes any frame about a task: RESULT, RESULT_PART, FAILED, REFUSED, WORKING, PROGRESS or
@@ -329,7 +347,10 @@ impl Requesting {
             _ if u32::from(frame.flags) > slot.pieces => {
                 // Pieces are missing: they come again, and the answer after them.
                 let next = slot.pieces;
-                sink.send(Head::task(Kind::ProgressAck, self.channel, frame.task, next), &[]);
+                sink.send(
+                    Head::task(Kind::ProgressAck, self.channel, frame.task, next),
+                    &[],
+                );
                 Ok(Progressed::Noted)
             }
             Kind::ResultPart => self.result_part(now, frame, sink, job),
@@ -358,7 +379,10 @@ impl Requesting {
         slot.due = now + WORKING_PROBE;
         if frame.auxiliary > slot.pieces {
             let next = slot.pieces;
-            sink.send(Head::task(Kind::ProgressAck, self.channel, frame.task, next), &[]);
+            sink.send(
+                Head::task(Kind::ProgressAck, self.channel, frame.task, next),
+                &[],
+            );
             return Err(DropReason::OutOfOrder);
         }
         if frame.auxiliary < slot.pieces {
@@ -391,7 +415,10 @@ impl Requesting {
         });
         let taken = parts.take(&part);
         if let Some(offset) = parts.ack_due() {
-            sink.send(Head::task(Kind::PartAck, self.channel, frame.task, offset), &[]);
+            sink.send(
+                Head::task(Kind::PartAck, self.channel, frame.task, offset),
+                &[],
+            );
         }
         taken?;
         if !parts.is_complete() {
@@ -448,7 +475,14 @@ impl Requesting {
         }
         self.window = (self.window + 1).min(credits);
         let (busy_ns, staged_ns) = duration16::unpack(auxiliary);
-        let verdict = job.answer(slot.token, answer, Timing { round_trip_ns, busy_ns });
+        let verdict = job.answer(
+            slot.token,
+            answer,
+            Timing {
+                round_trip_ns,
+                busy_ns,
+            },
+        );
         slot.prior = 0;
         slot.long = None;
         if let Some(parts) = slot.parts_in.take() {
@@ -525,7 +559,12 @@ impl Requesting {
             self.window_cut_at = now;
         }
         slot.sends += 1;
-        slot.due = now + if slot.working { WORKING_PROBE } else { self.rtt.timeout_after(slot.sends) };
+        slot.due = now
+            + if slot.working {
+                WORKING_PROBE
+            } else {
+                self.rtt.timeout_after(slot.sends)
+            };
         let slot_number = u16::try_from(index).expect("slots are numbered in 16 bits");
         let head = part_head(self.channel, slot_number, slot);
         if let Some(long) = &mut slot.long {
@@ -540,7 +579,11 @@ impl Requesting {
             self.totals.repeated += u64::from(slot.sends > 1);
             return;
         }
-        let head = Head { kind: Kind::Task, auxiliary: deadline_us, ..head };
+        let head = Head {
+            kind: Kind::Task,
+            auxiliary: deadline_us,
+            ..head
+        };
         if sink.send(head, &slot.payload) && slot.sends > 1 {
             self.totals.repeated += 1;
         }
@@ -552,7 +595,10 @@ impl Requesting {
                 continue;
             }
             let slot_number = u16::try_from(index).expect("slots are numbered in 16 bits");
-            let task = TaskId { slot: slot_number, generation: slot.generation };
+            let task = TaskId {
+                slot: slot_number,
+                generation: slot.generation,
+            };
             let rejected = u32::from(slot.prior == PRIOR_REJECTED);
             let head = Head::task(Kind::Verdict, self.channel, task, rejected);
             if !sink.send(head, &[]) {
@@ -580,7 +626,10 @@ impl Requesting {
             job.answer(
                 slot.token,
                 Answer::Refused(reason),
-                Timing { round_trip_ns, busy_ns: 0 },
+                Timing {
+                    round_trip_ns,
+                    busy_ns: 0,
+                },
             );
         }
         self.outstanding = 0;
@@ -591,14 +640,22 @@ impl Requesting {
 
 /// The head of a part of a slot's long task; its offset is filled in where it is sent.
 fn part_head(channel: ChannelId, index: u16, slot: &Slot) -> Head {
-    let task = TaskId { slot: index, generation: slot.generation };
+    let task = TaskId {
+        slot: index,
+        generation: slot.generation,
+    };
     // A repeat must carry the same verdict: the first copy may be the one that was lost.
-    Head { flags: slot.prior, ..Head::task(Kind::TaskPart, channel, task, 0) }
+    Head {
+        flags: slot.prior,
+        ..Head::task(Kind::TaskPart, channel, task, 0)
+    }
 }
 
 fn refused(frame: &Frame<'_>) -> Option<Refused> {
     Some(match RefusalCode::from_wire(frame.flags)? {
-        RefusalCode::Busy => Refused::Busy { retry_after_us: frame.auxiliary },
+        RefusalCode::Busy => Refused::Busy {
+            retry_after_us: frame.auxiliary,
+        },
         RefusalCode::Late => Refused::Late,
         RefusalCode::TooBig => Refused::TooBig,
         RefusalCode::NoSkill => Refused::NoSkill,

@@ -36,7 +36,9 @@ impl Rtt {
         if self.smoothed_ns == 0 {
             return RTO_INITIAL;
         }
-        let nanos = self.smoothed_ns.saturating_add(self.variation_ns.saturating_mul(4));
+        let nanos = self
+            .smoothed_ns
+            .saturating_add(self.variation_ns.saturating_mul(4));
         Duration::from_nanos(nanos).clamp(RTO_MIN, RTO_MAX)
     }
 

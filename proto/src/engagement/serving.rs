@@ -72,7 +72,11 @@ impl Slot {
     /// it for the next.
     /// Returns how many bytes of a long answer that was.
     fn forget(&mut self) -> usize {
-        let kept = if self.parts_out.take().is_some() { self.answer.len() } else { 0 };
+        let kept = if self.parts_out.take().is_some() {
+            self.answer.len()
+        } else {
+            0
+        };
         if self.answer.capacity() > FRAME_PAYLOAD_MAX {
             self.answer = Vec::new();
         }
@@ -231,13 +235,20 @@ impl Serving {
 
     /// Whether a task is the next of its slot; false if it is the one the slot has.
     fn is_next(&self, task: TaskId) -> Result<bool, DropReason> {
-        let slot = self.slots.get(usize::from(task.slot)).ok_or(DropReason::SlotOutOfRange)?;
+        let slot = self
+            .slots
+            .get(usize::from(task.slot))
+            .ok_or(DropReason::SlotOutOfRange)?;
         if task.generation == slot.generation {
             return Ok(false);
         }
         if task.generation != next_generation(slot.generation) {
             let older = slot.generation.wrapping_sub(task.generation) < u32::MAX / 2;
-            return Err(if older { DropReason::Stale } else { DropReason::OutOfOrder });
+            return Err(if older {
+                DropReason::Stale
+            } else {
+                DropReason::OutOfOrder
+            });
         }
         match slot.state {
             SlotState::Running | SlotState::Receiving => Err(DropReason::OutOfOrder),
@@ -266,7 +277,10 @@ impl Serving {
             return Ok(None);
         }
         self.totals.tasks += 1;
-        Ok(Some(Admitted { counted: true, ..admitted }))
+        Ok(Some(Admitted {
+            counted: true,
+            ..admitted
+        }))
     }
 
     /// A part of a long task. The last to arrive brings the whole task, to be run.
@@ -285,8 +299,9 @@ impl Serving {
             self.enter(frame, SlotState::Receiving);
             if self.receiving + part.total > RECEIVING_BYTES_MAX || self.refusal(now).is_some() {
                 self.start_running(task);
-                let (code, after) =
-                    self.refusal(now).unwrap_or((RefusalCode::Busy, RETRY_AFTER_US));
+                let (code, after) = self
+                    .refusal(now)
+                    .unwrap_or((RefusalCode::Busy, RETRY_AFTER_US));
                 self.refuse(admission(now, task, part.detail), code, after, sink);
                 return Ok(None);
             }
@@ -305,7 +320,13 @@ impl Serving {
         let taken = parts.take(&part);
         if let Some(offset) = parts.ack_due() {
             let head = Head::task(Kind::PartAck, self.channel, task, offset);
-            sink.send(Head { flags: FROM_WORKER, ..head }, &[]);
+            sink.send(
+                Head {
+                    flags: FROM_WORKER,
+                    ..head
+                },
+                &[],
+            );
         }
         taken?;
         if !parts.is_complete() {
@@ -401,7 +422,11 @@ impl Serving {
         }
         slot.state = SlotState::Free;
         self.kept -= slot.forget();
-        let flags = if frame.auxiliary == 0 { PRIOR_ACCEPTED } else { PRIOR_REJECTED };
+        let flags = if frame.auxiliary == 0 {
+            PRIOR_ACCEPTED
+        } else {
+            PRIOR_REJECTED
+        };
         self.judge(frame.task.slot, flags);
         Ok(())
     }
@@ -490,9 +515,17 @@ impl Serving {
         let (channel, slots) = (self.channel, &mut self.slots);
         self.sending.retain(|index| {
             let slot = &mut slots[usize::from(*index)];
-            let task = TaskId { slot: *index, generation: slot.generation };
-            let Some(parts) = &mut slot.parts_out else { return false };
-            let head = Head { flags: slot.flags, ..Head::task(Kind::ResultPart, channel, task, 0) };
+            let task = TaskId {
+                slot: *index,
+                generation: slot.generation,
+            };
+            let Some(parts) = &mut slot.parts_out else {
+                return false;
+            };
+            let head = Head {
+                flags: slot.flags,
+                ..Head::task(Kind::ResultPart, channel, task, 0)
+            };
             budget -= parts.pump(&slot.answer, head, slot.auxiliary, sink, budget);
             // What the window holds back goes on with the next acknowledgment.
             parts.may_send()
@@ -505,7 +538,10 @@ impl Serving {
     /// The reason for which the frame was dropped.
     pub fn part_ack(&mut self, frame: &Frame<'_>) -> Result<(), DropReason> {
         let index = frame.task.slot;
-        let slot = self.slots.get_mut(usize::from(index)).ok_or(DropReason::SlotOutOfRange)?;
+        let slot = self
+            .slots
+            .get_mut(usize::from(index))
+            .ok_or(DropReason::SlotOutOfRange)?;
         if slot.generation != frame.task.generation {
             return Err(DropReason::Stale);
         }
@@ -542,7 +578,10 @@ impl Serving {
         sink: &mut impl FrameSink,
     ) -> Result<(), DropReason> {
         let task = frame.task;
-        let slot = self.slots.get(usize::from(task.slot)).ok_or(DropReason::SlotOutOfRange)?;
+        let slot = self
+            .slots
+            .get(usize::from(task.slot))
+            .ok_or(DropReason::SlotOutOfRange)?;
         if slot.generation != task.generation {
             return Err(DropReason::Stale);
         }
@@ -557,16 +596,12 @@ impl Serving {
         Ok(())
     }
 
-    fn keep(
-        &mut self,
-        task: TaskId,
-        kind: Kind,
-        flags: u8,
-        auxiliary: u32,
-        answer: &[u8],
-    ) -> Head {
+    fn keep(&mut self, task: TaskId, kind: Kind, flags: u8, auxiliary: u32, answer: &[u8]) -> Head {
         let slot = &mut self.slots[usize::from(task.slot)];
-        assert_eq!(slot.generation, task.generation, "an answer to another generation");
+        assert_eq!(
+            slot.generation, task.generation,
+            "an answer to another generation"
+        );
         assert_eq!(slot.state, SlotState::Running, "a second answer");
         slot.state = SlotState::Answered;
         slot.judged = !matches!(kind, Kind::Result | Kind::ResultPart);
@@ -582,7 +617,10 @@ impl Serving {
         slot.answer.clear();
         slot.answer.extend_from_slice(answer);
         self.running -= 1;
-        Head { flags, ..Head::task(kind, self.channel, task, auxiliary) }
+        Head {
+            flags,
+            ..Head::task(kind, self.channel, task, auxiliary)
+        }
     }
 
     /// Answers an admitted task with a refusal.
@@ -600,7 +638,13 @@ impl Serving {
             // Only what ran, or expired waiting to run, uses up the grant.
             self.totals.tasks -= u64::from(admitted.counted);
         }
-        let head = self.keep(admitted.task, Kind::Refused, code as u8, retry_after_us, &[]);
+        let head = self.keep(
+            admitted.task,
+            Kind::Refused,
+            code as u8,
+            retry_after_us,
+            &[],
+        );
         sink.send(head, &[]);
     }
 }
@@ -610,7 +654,12 @@ fn admission(now: Time, task: TaskId, deadline_us: u32) -> Admitted {
         0 => Time::NEVER,
         micros => now + core::time::Duration::from_micros(u64::from(micros)),
     };
-    Admitted { task, arrived: now, deadline, counted: false }
+    Admitted {
+        task,
+        arrived: now,
+        deadline,
+        counted: false,
+    }
 }
 
 /// The generation after `generation`: 0 is never used again.

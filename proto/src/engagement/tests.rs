@@ -61,13 +61,22 @@ struct Doubling {
 
 impl Doubling {
     fn new(count: u64) -> Self {
-        Doubling { next: 0, count, answers: BTreeMap::new(), pieces: BTreeMap::new() }
+        Doubling {
+            next: 0,
+            count,
+            answers: BTreeMap::new(),
+            pieces: BTreeMap::new(),
+        }
     }
 }
 
 /// Length of the payload that carries a number: every fifth takes up to 24 parts.
 fn payload_len(value: u64) -> usize {
-    if value % 5 == 3 { 1_320 + usize::try_from(value * 997 % 30_000).expect("small") } else { 8 }
+    if value % 5 == 3 {
+        1_320 + usize::try_from(value * 997 % 30_000).expect("small")
+    } else {
+        8
+    }
 }
 
 /// Pieces of progress before the answer to a number.
@@ -85,7 +94,10 @@ impl Job for Doubling {
         let mut payload = token.to_be_bytes().to_vec();
         payload.resize(payload_len(token), 0xA5);
         if payload.len() > 8 {
-            return Next::Large { payload: payload.into(), token };
+            return Next::Large {
+                payload: payload.into(),
+                token,
+            };
         }
         space[..8].copy_from_slice(&payload);
         Next::Task { len: 8, token }
@@ -94,7 +106,10 @@ impl Job for Doubling {
     fn progress(&mut self, token: u64, piece: &[u8]) {
         let seen = self.pieces.entry(token).or_insert(0);
         assert_eq!(piece, seen.to_be_bytes(), "pieces of {token} in order");
-        assert!(!self.answers.contains_key(&token), "progress of {token} after its answer");
+        assert!(
+            !self.answers.contains_key(&token),
+            "progress of {token} after its answer"
+        );
         *seen += 1;
     }
 
@@ -102,14 +117,27 @@ impl Job for Doubling {
         let value = match answer {
             Answer::Done(bytes) => {
                 assert_eq!(bytes.len(), payload_len(token));
-                assert!(bytes[8..].iter().all(|byte| *byte == 0xA5), "padding of {token}");
+                assert!(
+                    bytes[8..].iter().all(|byte| *byte == 0xA5),
+                    "padding of {token}"
+                );
                 Some(number(bytes))
             }
             _ => None,
         };
-        assert_eq!(self.pieces.get(&token).copied().unwrap_or(0), pieces_of(token));
-        assert!(self.answers.insert(token, value).is_none(), "token {token} answered twice");
-        if token % 5 == 0 { Verdict::Reject } else { Verdict::Accept }
+        assert_eq!(
+            self.pieces.get(&token).copied().unwrap_or(0),
+            pieces_of(token)
+        );
+        assert!(
+            self.answers.insert(token, value).is_none(),
+            "token {token} answered twice"
+        );
+        if token.is_multiple_of(5) {
+            Verdict::Reject
+        } else {
+            Verdict::Accept
+        }
     }
 }
 
@@ -124,7 +152,12 @@ fn doubled(mut payload: Vec<u8>) -> Vec<u8> {
 }
 
 fn limits(credits: u32, tasks: u64) -> ServingLimits {
-    ServingLimits { credits, tasks, expires_at: Time::NEVER, unsigned_max: u64::MAX / 2 }
+    ServingLimits {
+        credits,
+        tasks,
+        expires_at: Time::NEVER,
+        unsigned_max: u64::MAX / 2,
+    }
 }
 
 /// A network that decides the fate of each frame by the bytes it was given.
@@ -137,10 +170,13 @@ impl Network {
     fn send(&mut self, frames: Vec<Owned>) {
         for frame in frames {
             let fate = self.fates.pop_front().unwrap_or(0);
-            self.fates.push_back(fate.wrapping_mul(167).wrapping_add(13));
+            self.fates
+                .push_back(fate.wrapping_mul(167).wrapping_add(13));
             match fate % 8 {
                 0 => {}
-                1 => self.in_flight.extend([(fate >> 3, frame.clone()), (fate >> 5, frame)]),
+                1 => self
+                    .in_flight
+                    .extend([(fate >> 3, frame.clone()), (fate >> 5, frame)]),
                 _ => self.in_flight.push((fate >> 4, frame)),
             }
         }
@@ -148,9 +184,13 @@ impl Network {
 
     /// What arrives this round: everything whose delay has run out, latest first now and then.
     fn arrive(&mut self) -> Vec<Owned> {
-        let (due, later): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.in_flight).into_iter().partition(|(delay, _)| *delay == 0);
-        self.in_flight = later.into_iter().map(|(delay, frame)| (delay - 1, frame)).collect();
+        let (due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.in_flight)
+            .into_iter()
+            .partition(|(delay, _)| *delay == 0);
+        self.in_flight = later
+            .into_iter()
+            .map(|(delay, frame)| (delay - 1, frame))
+            .collect();
         due.into_iter().rev().map(|(_, frame)| frame).collect()
     }
 }
@@ -183,8 +223,15 @@ fn receive(
 }
 
 /// Runs until the job is done; how often each value was executed.
-fn run(fates: &[u8], credits: u32, count: u64) -> (Doubling, Requesting, Serving, BTreeMap<u64, u32>) {
-    let network = || Network { fates: fates.iter().copied().collect(), in_flight: Vec::new() };
+fn run(
+    fates: &[u8],
+    credits: u32,
+    count: u64,
+) -> (Doubling, Requesting, Serving, BTreeMap<u64, u32>) {
+    let network = || Network {
+        fates: fates.iter().copied().collect(),
+        in_flight: Vec::new(),
+    };
     let (mut there, mut back) = (network(), network());
     let mut job = Doubling::new(count);
     let mut now = Time::from_nanos(1);
@@ -196,7 +243,11 @@ fn run(fates: &[u8], credits: u32, count: u64) -> (Doubling, Requesting, Serving
     let mut rounds = 0;
     while !requesting.is_done() {
         rounds += 1;
-        assert!(rounds < 400_000, "no end after {rounds} rounds: {:?}", requesting.totals());
+        assert!(
+            rounds < 400_000,
+            "no end after {rounds} rounds: {:?}",
+            requesting.totals()
+        );
         now = now + Duration::from_millis(1);
         requesting.pump(now, &mut out, &mut job, 32);
         requesting.handle_timeout(now, &mut out, &job);
@@ -213,7 +264,14 @@ fn run(fates: &[u8], credits: u32, count: u64) -> (Doubling, Requesting, Serving
                 assert!(serving.progress(admitted.task(), &piece.to_be_bytes(), &mut out));
             }
             *executed.entry(value).or_insert(0) += 1;
-            serving.answer_long(admitted, Answered::Done, 1_000, now, doubled(payload), &mut out);
+            serving.answer_long(
+                admitted,
+                Answered::Done,
+                1_000,
+                now,
+                doubled(payload),
+                &mut out,
+            );
         }
         serving.pump_parts(&mut out, 16);
         back.send(std::mem::take(&mut out.frames));
@@ -248,7 +306,10 @@ proptest! {
 }
 
 fn task(slot: u16, generation: u32) -> Owned {
-    (Head::task(Kind::Task, CHANNEL, TaskId { slot, generation }, 0), vec![0; 8])
+    (
+        Head::task(Kind::Task, CHANNEL, TaskId { slot, generation }, 0),
+        vec![0; 8],
+    )
 }
 
 #[test]
@@ -279,13 +340,25 @@ fn a_slot_follows_its_table() {
 fn the_grant_bounds_tasks_and_unsigned_work() {
     let mut out = Collected::default();
     let now = Time::from_nanos(5);
-    let mut serving = Serving::new(CHANNEL, ServingLimits { unsigned_max: 1, ..limits(4, 2) });
-    let first = serving.admit(now, &view(&task(0, 1)), &mut out).expect("new").expect("runs");
+    let mut serving = Serving::new(
+        CHANNEL,
+        ServingLimits {
+            unsigned_max: 1,
+            ..limits(4, 2)
+        },
+    );
+    let first = serving
+        .admit(now, &view(&task(0, 1)), &mut out)
+        .expect("new")
+        .expect("runs");
     serving.answer(first, Answered::Done, 0, now, b"");
     assert_eq!(serving.admit(now, &view(&task(1, 1)), &mut out), Ok(None));
     assert_eq!(out.frames[0].0.flags, RefusalCode::ReceiptDue as u8);
     serving.cover(1);
-    let second = serving.admit(now, &view(&task(1, 2)), &mut out).expect("new").expect("runs");
+    let second = serving
+        .admit(now, &view(&task(1, 2)), &mut out)
+        .expect("new")
+        .expect("runs");
     serving.answer(second, Answered::Done, 0, now, b"");
     serving.cover(2);
     assert_eq!(serving.admit(now, &view(&task(2, 1)), &mut out), Ok(None));
@@ -302,14 +375,30 @@ fn a_busy_worker_is_asked_again_as_the_next_generation() {
     let mut out = Collected::default();
     requesting.pump(now, &mut out, &mut job, 1);
     let sent = out.frames.pop().expect("a task");
-    let admitted = serving.admit(now, &view(&sent), &mut out).expect("new").expect("runs");
+    let admitted = serving
+        .admit(now, &view(&sent), &mut out)
+        .expect("new")
+        .expect("runs");
     serving.refuse(admitted, RefusalCode::Busy, 500, &mut out);
     let refusal = out.frames.pop().expect("a refusal");
-    requesting.answer(now, &view(&refusal), &mut out, &mut job).expect("for an outstanding task");
+    requesting
+        .answer(now, &view(&refusal), &mut out, &mut job)
+        .expect("for an outstanding task");
     assert!(job.answers.is_empty());
     now = now + Duration::from_micros(500);
     requesting.handle_timeout(now, &mut out, &job);
     let again = out.frames.pop().expect("the task again");
-    assert_eq!(again.0.task, TaskId { slot: 0, generation: 2 });
-    assert!(serving.admit(now, &view(&again), &mut out).expect("new").is_some());
+    assert_eq!(
+        again.0.task,
+        TaskId {
+            slot: 0,
+            generation: 2
+        }
+    );
+    assert!(
+        serving
+            .admit(now, &view(&again), &mut out)
+            .expect("new")
+            .is_some()
+    );
 }

@@ -29,7 +29,10 @@ pub fn pack(busy_ns: u64, staged_ns: u64) -> u32 {
 /// The two durations of [`pack`], in nanoseconds: handler time, waiting time.
 pub fn unpack(word: u32) -> (u64, u64) {
     let [b0, b1, b2, b3] = word.to_be_bytes();
-    (decode(u16::from_be_bytes([b0, b1])), decode(u16::from_be_bytes([b2, b3])))
+    (
+        decode(u16::from_be_bytes([b0, b1])),
+        decode(u16::from_be_bytes([b2, b3])),
+    )
 }
 
 #[cfg(test)]
@@ -41,7 +44,10 @@ mod tests {
     fn the_ends_of_the_range_hold() {
         for nanos in [0, 1, 2_047, 2_048, MAX_NS] {
             let told = decode(encode(nanos));
-            assert!(told <= nanos && nanos - told <= nanos / 1_024, "{nanos} told as {told}");
+            assert!(
+                told <= nanos && nanos - told <= nanos / 1_024,
+                "{nanos} told as {told}"
+            );
         }
         assert_eq!(decode(encode(u64::MAX)), MAX_NS);
         assert_eq!(unpack(pack(1_000, 77)), (1_000, 77));

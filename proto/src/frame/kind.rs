@@ -115,9 +115,11 @@ impl RefusalCode {
     /// The code of this number.
     pub fn from_wire(number: u8) -> Option<RefusalCode> {
         use RefusalCode::*;
-        [Busy, Late, TooBig, NoSkill, GrantEnded, ReceiptDue, Draining, Cancelled]
-            .into_iter()
-            .find(|code| *code as u8 == number)
+        [
+            Busy, Late, TooBig, NoSkill, GrantEnded, ReceiptDue, Draining, Cancelled,
+        ]
+        .into_iter()
+        .find(|code| *code as u8 == number)
     }
 }
 

@@ -100,12 +100,27 @@ pub struct Head {
 impl Head {
     /// A frame about a whole channel.
     pub const fn channel(kind: Kind, channel: ChannelId, auxiliary: u32) -> Self {
-        Head { kind, flags: 0, channel, task: TaskId { slot: 0, generation: 0 }, auxiliary }
+        Head {
+            kind,
+            flags: 0,
+            channel,
+            task: TaskId {
+                slot: 0,
+                generation: 0,
+            },
+            auxiliary,
+        }
     }
 
     /// A frame about one task.
     pub const fn task(kind: Kind, channel: ChannelId, task: TaskId, auxiliary: u32) -> Self {
-        Head { kind, flags: 0, channel, task, auxiliary }
+        Head {
+            kind,
+            flags: 0,
+            channel,
+            task,
+            auxiliary,
+        }
     }
 
     /// Writes the header over the first 16 bytes of `space`, behind which `payload_len` bytes lie.
@@ -114,7 +129,10 @@ impl Head {
     /// If the payload is longer than a frame may carry, or the space too short: both are decided by
     /// the caller before it writes.
     pub fn write(&self, space: &mut [u8], payload_len: usize) {
-        assert!(payload_len <= FRAME_PAYLOAD_MAX, "payload of {payload_len} bytes");
+        assert!(
+            payload_len <= FRAME_PAYLOAD_MAX,
+            "payload of {payload_len} bytes"
+        );
         let length = u16::try_from(payload_len).expect("below FRAME_PAYLOAD_MAX");
         let header = FrameHeader {
             kind: self.kind as u8,
@@ -125,7 +143,9 @@ impl Head {
             generation: U32::new(self.task.generation),
             auxiliary: U32::new(self.auxiliary),
         };
-        header.write_to_prefix(space).expect("space for a frame header");
+        header
+            .write_to_prefix(space)
+            .expect("space for a frame header");
     }
 }
 
@@ -165,7 +185,10 @@ impl<'a> Train<'a> {
             kind,
             flags: header.flags,
             channel: ChannelId(header.channel.get()),
-            task: TaskId { slot: header.slot.get(), generation: header.generation.get() },
+            task: TaskId {
+                slot: header.slot.get(),
+                generation: header.generation.get(),
+            },
             auxiliary: header.auxiliary.get(),
             payload,
         })
@@ -201,8 +224,14 @@ mod tests {
 
     #[test]
     fn a_task_frame_has_the_published_bytes() {
-        let task = TaskId { slot: 0x0102, generation: 3 };
-        let head = Head { flags: 1, ..Head::task(Kind::Task, ChannelId(5), task, 20_000) };
+        let task = TaskId {
+            slot: 0x0102,
+            generation: 3,
+        };
+        let head = Head {
+            flags: 1,
+            ..Head::task(Kind::Task, ChannelId(5), task, 20_000)
+        };
         assert_eq!(
             train(&[(head, b"hi")]),
             [
@@ -219,12 +248,26 @@ mod tests {
     #[test]
     fn frames_come_back_in_order_and_padding_ends_the_train() {
         let open = Head::channel(Kind::Open, ChannelId(1), 64);
-        let task = Head::task(Kind::Task, ChannelId(1), TaskId { slot: 2, generation: 1 }, 0);
+        let task = Head::task(
+            Kind::Task,
+            ChannelId(1),
+            TaskId {
+                slot: 2,
+                generation: 1,
+            },
+            0,
+        );
         let mut bytes = train(&[(open, b"grant"), (task, b"")]);
         bytes.extend_from_slice(&[0; 40]);
-        let frames: Vec<_> = Train::open(&bytes).expect("magic").map(|f| f.expect("frame")).collect();
+        let frames: Vec<_> = Train::open(&bytes)
+            .expect("magic")
+            .map(|f| f.expect("frame"))
+            .collect();
         assert_eq!(frames.len(), 2);
-        assert_eq!((frames[0].kind, frames[0].payload), (Kind::Open, &b"grant"[..]));
+        assert_eq!(
+            (frames[0].kind, frames[0].payload),
+            (Kind::Open, &b"grant"[..])
+        );
         assert_eq!((frames[1].kind, frames[1].task.slot), (Kind::Task, 2));
     }
 

@@ -102,7 +102,10 @@ impl Grant {
     pub fn sign(self, registry: &Identity) -> SignedGrant {
         assert!(is_skill_name(&self.skill), "a grant for {:?}", self.skill);
         let signature = registry.sign(&signed(&self.body()));
-        SignedGrant { grant: self, signature }
+        SignedGrant {
+            grant: self,
+            signature,
+        }
     }
 }
 
@@ -183,7 +186,10 @@ impl SignedGrant {
             },
         };
         let signature = fields.array()?;
-        fields.0.is_empty().then_some(SignedGrant { grant, signature })
+        fields
+            .0
+            .is_empty()
+            .then_some(SignedGrant { grant, signature })
     }
 
     /// Checks the registry's signature.
@@ -235,12 +241,15 @@ mod tests {
         for index in 0..bytes.len() {
             let mut flipped = bytes.clone();
             flipped[index] ^= 0x10;
-            let seen = SignedGrant::decode(&flipped)
-                .and_then(|grant| grant.verify(&registry.public()));
+            let seen =
+                SignedGrant::decode(&flipped).and_then(|grant| grant.verify(&registry.public()));
             assert!(seen.is_err(), "byte {index}");
         }
         for length in 0..bytes.len() {
-            assert_eq!(SignedGrant::decode(&bytes[..length]), Err(GrantFault::Malformed));
+            assert_eq!(
+                SignedGrant::decode(&bytes[..length]),
+                Err(GrantFault::Malformed)
+            );
         }
         let mut longer = bytes;
         longer.push(0);

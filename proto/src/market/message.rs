@@ -40,7 +40,10 @@ impl Serialize for Base64Bytes {
 impl<'de> Deserialize<'de> for Base64Bytes {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        BASE64.decode(text).map(Base64Bytes).map_err(serde::de::Error::custom)
+        BASE64
+            .decode(text)
+            .map(Base64Bytes)
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -141,7 +144,10 @@ pub enum RequestBody {
 
 /// The bytes that [`RequestBody::Prove`] signs.
 pub fn prove_bytes(node: NodeId, nonce: &[u8]) -> Vec<u8> {
-    super::Canonical::new("ramjet market connection 1").u32(node.0).bytes(nonce).finish()
+    super::Canonical::new("ramjet market connection 1")
+        .u32(node.0)
+        .bytes(nonce)
+        .finish()
 }
 
 /// Which workers to list.
@@ -482,10 +488,16 @@ mod tests {
 
     #[test]
     fn a_request_is_flat_json_with_its_type_and_id() {
-        let request = Request { id: 4, body: RequestBody::Hello { node: NodeId(9) } };
+        let request = Request {
+            id: 4,
+            body: RequestBody::Hello { node: NodeId(9) },
+        };
         let json = serde_json::to_string(&request).expect("serializes");
         assert_eq!(json, r#"{"id":4,"type":"market_hello","node":9}"#);
-        assert_eq!(serde_json::from_str::<Request>(&json).expect("parses"), request);
+        assert_eq!(
+            serde_json::from_str::<Request>(&json).expect("parses"),
+            request
+        );
     }
 
     #[test]
@@ -493,12 +505,17 @@ mod tests {
         let reply = r#"{"id":1,"type":"market_done"}"#;
         assert_eq!(
             FromRegistry::parse(reply.as_bytes()).expect("parses"),
-            FromRegistry::Reply(Reply { id: 1, body: ReplyBody::Done {} })
+            FromRegistry::Reply(Reply {
+                id: 1,
+                body: ReplyBody::Done {}
+            })
         );
         let push = r#"{"type":"market_withdrawn","offer":18446744073709551615}"#;
         assert_eq!(
             FromRegistry::parse(push.as_bytes()).expect("parses"),
-            FromRegistry::Push(Push::Withdrawn { offer: OfferId(u64::MAX) })
+            FromRegistry::Push(Push::Withdrawn {
+                offer: OfferId(u64::MAX)
+            })
         );
     }
 }

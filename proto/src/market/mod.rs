@@ -57,7 +57,8 @@ impl Canonical {
     /// not verify at the other end.
     pub(crate) fn text(self, text: &str) -> Self {
         let length = u16::try_from(text.len()).unwrap_or(u16::MAX);
-        self.bytes(&length.to_be_bytes()).bytes(&text.as_bytes()[..usize::from(length)])
+        self.bytes(&length.to_be_bytes())
+            .bytes(&text.as_bytes()[..usize::from(length)])
     }
 
     pub(crate) fn finish(self) -> Vec<u8> {

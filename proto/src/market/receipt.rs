@@ -91,7 +91,11 @@ impl Receipt {
     /// Signs it as the requester; the worker's half stays empty.
     pub fn sign(self, requester: &Identity) -> SignedReceipt {
         let requester_signature = requester.sign(&self.signed_bytes());
-        SignedReceipt { receipt: self, requester_signature, worker_signature: [0; 64] }
+        SignedReceipt {
+            receipt: self,
+            requester_signature,
+            worker_signature: [0; 64],
+        }
     }
 }
 
@@ -233,9 +237,24 @@ mod tests {
 
     #[test]
     fn no_counter_may_shrink() {
-        let first = Receipt { k: 1, accepted: 5, busy_ns: 9, ..Receipt::default() };
-        let more = Receipt { k: 2, accepted: 6, busy_ns: 9, ..Receipt::default() };
-        let less = Receipt { k: 3, accepted: 5, busy_ns: 9, ..Receipt::default() };
+        let first = Receipt {
+            k: 1,
+            accepted: 5,
+            busy_ns: 9,
+            ..Receipt::default()
+        };
+        let more = Receipt {
+            k: 2,
+            accepted: 6,
+            busy_ns: 9,
+            ..Receipt::default()
+        };
+        let less = Receipt {
+            k: 3,
+            accepted: 5,
+            busy_ns: 9,
+            ..Receipt::default()
+        };
         assert!(more.follows(&first));
         assert!(!less.follows(&more));
         assert!(!first.follows(&first));

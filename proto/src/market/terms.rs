@@ -1,8 +1,8 @@
 //! What a worker advertises, what a requester offers, and what a worker accepts.
 
-use std::collections::BTreeMap;
 use core::fmt;
 use core::str::FromStr;
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +24,9 @@ pub const ACCEPT_DEADLINE_MS_MAX: u32 = 300_000;
 pub const DURATION_S_MAX: u32 = 86_400;
 
 /// Whom a worker serves beyond the polo gate. It can only widen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum AcceptFrom {
     /// Requesters whose polo is at least the worker's.
@@ -61,9 +63,7 @@ impl FromStr for AcceptFrom {
                 .strip_prefix("min-polo=")
                 .and_then(|polo| polo.parse().ok())
                 .map(AcceptFrom::MinPolo)
-                .ok_or_else(|| {
-                    format!("{text:?} is none of gate, trusted, min-polo=N, anyone")
-                }),
+                .ok_or_else(|| format!("{text:?} is none of gate, trusted, min-polo=N, anyone")),
         }
     }
 }
@@ -93,9 +93,10 @@ impl FromStr for Filter {
     /// Reads `key=value`.
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once('=') {
-            Some((key, value)) if !key.is_empty() && !value.is_empty() => {
-                Ok(Filter { key: key.to_owned(), value: value.to_owned() })
-            }
+            Some((key, value)) if !key.is_empty() && !value.is_empty() => Ok(Filter {
+                key: key.to_owned(),
+                value: value.to_owned(),
+            }),
             _ => Err(format!("{text:?} is not key=value, as in skills=echo")),
         }
     }
@@ -105,7 +106,9 @@ impl FromStr for Filter {
 pub fn is_skill_name(skill: &str) -> bool {
     !skill.is_empty()
         && skill.len() <= SKILL_LEN_MAX
-        && skill.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-'))
+        && skill
+            .bytes()
+            .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-'))
 }
 
 /// What a worker says of itself. Soft state at the registry: it lapses `lease_s` after the last
@@ -182,7 +185,9 @@ impl Advertisement {
             ));
         }
         if let Some(skill) = self.accept_from.keys().find(|skill| !is_skill_name(skill)) {
-            return Some(format!("accept_from names {skill:?}, which is no skill name"));
+            return Some(format!(
+                "accept_from names {skill:?}, which is no skill name"
+            ));
         }
         None
     }
@@ -240,16 +245,25 @@ impl Offer {
             ));
         }
         if self.filters.len() > FILTERS_MAX {
-            return Some(format!("filters: {}, at most {FILTERS_MAX}", self.filters.len()));
+            return Some(format!(
+                "filters: {}, at most {FILTERS_MAX}",
+                self.filters.len()
+            ));
         }
         if self.tasks == 0 {
             return Some("tasks: 0, must be at least 1".to_owned());
         }
         if self.concurrency == 0 || self.concurrency as usize > slots {
-            return Some(format!("concurrency: {}, must be 1 to {slots}", self.concurrency));
+            return Some(format!(
+                "concurrency: {}, must be 1 to {slots}",
+                self.concurrency
+            ));
         }
         if self.duration_s == 0 || self.duration_s > DURATION_S_MAX {
-            return Some(format!("duration_s: {}, must be 1 to {DURATION_S_MAX}", self.duration_s));
+            return Some(format!(
+                "duration_s: {}, must be 1 to {DURATION_S_MAX}",
+                self.duration_s
+            ));
         }
         if self.accept_deadline_ms == 0 || self.accept_deadline_ms > ACCEPT_DEADLINE_MS_MAX {
             return Some(format!(

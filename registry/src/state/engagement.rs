@@ -33,16 +33,27 @@ impl State {
         match engagements::judge(row, &signed.receipt, at_ms, &self.rules) {
             Standing::Known => {
                 let settlement = self.settlement(id, (0, 0));
-                Ok(Outcome::Settled { settlement, repeated: true })
+                Ok(Outcome::Settled {
+                    settlement,
+                    repeated: true,
+                })
             }
             Standing::Contradiction(reason) => {
                 if !self.engagements.has_evidence(&receipt.0) {
                     self.advance(at_ms);
                     let reason = reason.clone();
-                    let evidence = Evidence { at_ms, receipt: receipt.clone(), reason };
-                    self.engagements.keep_evidence(evidence, self.rules.evidence_max);
+                    let evidence = Evidence {
+                        at_ms,
+                        receipt: receipt.clone(),
+                        reason,
+                    };
+                    self.engagements
+                        .keep_evidence(evidence, self.rules.evidence_max);
                 }
-                Err(Refused::new(Why::Contradiction, format!("engagement {id}: {reason}")))
+                Err(Refused::new(
+                    Why::Contradiction,
+                    format!("engagement {id}: {reason}"),
+                ))
             }
             Standing::Newer => {
                 let occasion = Occasion::Engagement {
@@ -60,14 +71,20 @@ impl State {
                 account.polo = account.polo.saturating_add(moved.worker);
                 account.worked_results += signed.receipt.accepted - known;
                 let settlement = self.settlement(id, (moved.requester, moved.worker));
-                Ok(Outcome::Settled { settlement, repeated: false })
+                Ok(Outcome::Settled {
+                    settlement,
+                    repeated: false,
+                })
             }
         }
     }
 
     /// How an engagement stands after polo moved by `(requester, worker)`.
     fn settlement(&self, id: EngagementId, moved: (i64, i64)) -> Settlement {
-        let row = self.engagements.row(id).expect("the caller has just found it");
+        let row = self
+            .engagements
+            .row(id)
+            .expect("the caller has just found it");
         let receipt = row.settled().unwrap_or_default();
         let around = |node, moved: i64| {
             let after = self.directory.polo(node);
@@ -109,9 +126,17 @@ impl State {
         if row.ended_at_ms(at_ms).is_some() {
             return Ok(Outcome::Released { other: None });
         }
-        let other = if node == row.worker { row.requester } else { row.worker };
+        let other = if node == row.worker {
+            row.requester
+        } else {
+            row.worker
+        };
         self.advance(at_ms);
-        let released = Released { at_ms, node, reason: reason.to_owned() };
+        let released = Released {
+            at_ms,
+            node,
+            reason: reason.to_owned(),
+        };
         self.engagements.row_mut(id).released = Some(released);
         Ok(Outcome::Released { other: Some(other) })
     }
@@ -137,7 +162,9 @@ impl State {
                 format!("engagement {id} has ended: make a new offer"),
             ));
         }
-        let expires_at_ms = row.expires_at_ms.saturating_add(u64::from(duration_s) * 1_000);
+        let expires_at_ms = row
+            .expires_at_ms
+            .saturating_add(u64::from(duration_s) * 1_000);
         let latest_ms = at_ms.saturating_add(u64::from(DURATION_S_MAX) * 1_000);
         if expires_at_ms > latest_ms || (tasks == 0 && duration_s == 0) {
             return Err(Refused::new(

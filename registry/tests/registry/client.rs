@@ -38,7 +38,10 @@ pub(crate) fn start(config: Config) -> RegistryHandle {
 
 /// A registry whose unsigned polo messages set up scores.
 pub(crate) fn start_open() -> RegistryHandle {
-    start(Config { allow_unsigned_polo: true, ..config() })
+    start(Config {
+        allow_unsigned_polo: true,
+        ..config()
+    })
 }
 
 pub(crate) struct Connection {
@@ -51,9 +54,16 @@ pub(crate) struct Connection {
 impl Connection {
     pub(crate) fn open(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).expect("the registry listens");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a socket option");
+        stream
+            .set_read_timeout(Some(PATIENCE))
+            .expect("a socket option");
         stream.set_nodelay(true).expect("a socket option");
-        Connection { stream, next_id: 1, replies: BTreeMap::new(), pushes: VecDeque::new() }
+        Connection {
+            stream,
+            next_id: 1,
+            replies: BTreeMap::new(),
+            pushes: VecDeque::new(),
+        }
     }
 
     pub(crate) fn send_bytes(&mut self, json: &[u8]) {
@@ -91,7 +101,10 @@ impl Connection {
         let json = self.receive_bytes().expect("the registry says something");
         match FromRegistry::parse(&json) {
             Ok(FromRegistry::Reply(reply)) => {
-                assert!(self.replies.insert(reply.id, reply.body).is_none(), "answered twice");
+                assert!(
+                    self.replies.insert(reply.id, reply.body).is_none(),
+                    "answered twice"
+                );
             }
             Ok(FromRegistry::Push(push)) => self.pushes.push_back(push),
             Err(error) => panic!("{error}: {}", String::from_utf8_lossy(&json)),
@@ -124,7 +137,10 @@ impl Connection {
 
     /// What has been pushed so far: everything the registry said before it answered this.
     pub(crate) fn pushes_so_far(&mut self) -> Vec<Push> {
-        self.ask(RequestBody::Engagements { who: None, limit: 1 });
+        self.ask(RequestBody::Engagements {
+            who: None,
+            limit: 1,
+        });
         self.pushes.drain(..).collect()
     }
 }
@@ -155,7 +171,12 @@ pub(crate) fn register(connection: &mut Connection, identity: &Identity, listen:
         "signature": sign_text(identity, &format!("register:{listen}:{key}")),
     }));
     assert_eq!(reply["type"], "register_ok", "{reply}");
-    NodeId(reply["node_id"].as_u64().and_then(|id| id.try_into().ok()).expect("a node id"))
+    NodeId(
+        reply["node_id"]
+            .as_u64()
+            .and_then(|id| id.try_into().ok())
+            .expect("a node id"),
+    )
 }
 
 impl Node {
@@ -164,7 +185,12 @@ impl Node {
         let mut connection = Connection::open(address);
         let listen = format!("127.0.0.1:{}", 40_000 + u16::from(seed));
         let id = register(&mut connection, &identity, &listen);
-        let mut node = Node { id, identity, connection, sequence: 0 };
+        let mut node = Node {
+            id,
+            identity,
+            connection,
+            sequence: 0,
+        };
         node.prove();
         node
     }
@@ -195,11 +221,17 @@ impl Node {
                 ("skills".to_owned(), skills.to_owned()),
                 ("languages".to_owned(), "en, de".to_owned()),
             ]),
-            accept_from: skills.split(',').map(|s| (s.trim().to_owned(), accept_from)).collect(),
+            accept_from: skills
+                .split(',')
+                .map(|s| (s.trim().to_owned(), accept_from))
+                .collect(),
             lease_s: 60,
         };
         let signature = signature(&self.identity, &advertisement.signed_bytes());
-        let reply = self.connection.ask(RequestBody::Advertise { advertisement, signature });
+        let reply = self.connection.ask(RequestBody::Advertise {
+            advertisement,
+            signature,
+        });
         assert_eq!(reply, ReplyBody::Advertised { lease_s: 60 });
     }
 
@@ -220,7 +252,10 @@ impl Node {
 
     pub(crate) fn offer_request(&self, offer: &Offer) -> RequestBody {
         let signature = signature(&self.identity, &offer.signed_bytes());
-        RequestBody::Offer { offer: offer.clone(), signature }
+        RequestBody::Offer {
+            offer: offer.clone(),
+            signature,
+        }
     }
 
     pub(crate) fn submit(&mut self, offer: &Offer) -> ReplyBody {
@@ -229,8 +264,15 @@ impl Node {
     }
 
     pub(crate) fn accept_request(&self, offer: OfferId) -> RequestBody {
-        let terms = AcceptTerms { offer, worker: self.id, credits: 8 };
-        RequestBody::Accept { terms, signature: signature(&self.identity, &terms.signed_bytes()) }
+        let terms = AcceptTerms {
+            offer,
+            worker: self.id,
+            credits: 8,
+        };
+        RequestBody::Accept {
+            terms,
+            signature: signature(&self.identity, &terms.signed_bytes()),
+        }
     }
 
     pub(crate) fn accept(&mut self, offer: OfferId) -> ReplyBody {
@@ -239,11 +281,15 @@ impl Node {
     }
 
     pub(crate) fn settle(&mut self, receipt: &SignedReceipt) -> ReplyBody {
-        self.connection.ask(RequestBody::Settle { receipt: Base64Bytes(receipt.encode().to_vec()) })
+        self.connection.ask(RequestBody::Settle {
+            receipt: Base64Bytes(receipt.encode().to_vec()),
+        })
     }
 
     pub(crate) fn polo(&mut self) -> i64 {
-        match self.connection.ask(RequestBody::Standing { who: self.id.to_string() }) {
+        match self.connection.ask(RequestBody::Standing {
+            who: self.id.to_string(),
+        }) {
             ReplyBody::Standing(standing) => standing.polo,
             reply => panic!("{reply:?}"),
         }
@@ -252,9 +298,8 @@ impl Node {
     /// Sets the score by the unsigned message that a closed test network allows.
     pub(crate) fn set_polo(&self, address: SocketAddr, polo: i64) {
         let mut connection = Connection::open(address);
-        let reply = connection.pilot(
-            &json!({"type": "set_polo_score", "node_id": self.id, "polo_score": polo}),
-        );
+        let reply = connection
+            .pilot(&json!({"type": "set_polo_score", "node_id": self.id, "polo_score": polo}));
         assert_eq!(reply["polo_score"], polo, "{reply}");
     }
 }
@@ -291,7 +336,12 @@ pub(crate) fn engage(requester: &mut Node, worker: &mut Node, skill: &str) -> Si
     granted(worker.accept(offer.offer))
 }
 
-pub(crate) fn receipt(grant: &SignedGrant, k: u32, accepted: u64, previous: Option<&Receipt>) -> Receipt {
+pub(crate) fn receipt(
+    grant: &SignedGrant,
+    k: u32,
+    accepted: u64,
+    previous: Option<&Receipt>,
+) -> Receipt {
     Receipt {
         engagement: grant.grant.engagement,
         k,
@@ -303,5 +353,7 @@ pub(crate) fn receipt(grant: &SignedGrant, k: u32, accepted: u64, previous: Opti
 }
 
 pub(crate) fn signed(receipt: Receipt, requester: &Node, worker: &Node) -> SignedReceipt {
-    receipt.sign(&requester.identity).countersign(&worker.identity)
+    receipt
+        .sign(&requester.identity)
+        .countersign(&worker.identity)
 }

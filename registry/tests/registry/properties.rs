@@ -20,7 +20,11 @@ fn registration(seed: u8, port: u16) -> Command {
         signed: true,
         endpoint: format!("127.0.0.1:{port}"),
         owner: String::new(),
-        hostname: if port.is_multiple_of(3) { format!("host-{seed}") } else { String::new() },
+        hostname: if port.is_multiple_of(3) {
+            format!("host-{seed}")
+        } else {
+            String::new()
+        },
         version: "1".to_owned(),
         lan_addrs: Vec::new(),
         relay_only: false,
@@ -54,9 +58,14 @@ fn advertisement(node: u32, sequence: u64, skill: &str, accept_from: AcceptFrom)
 
 /// As the log thread hands it over: both signatures were verified.
 fn settle(receipt: Receipt) -> Command {
-    let signed =
-        SignedReceipt { receipt, requester_signature: [1; 64], worker_signature: [2; 64] };
-    Command::Settle { receipt: Base64Bytes(signed.encode().to_vec()) }
+    let signed = SignedReceipt {
+        receipt,
+        requester_signature: [1; 64],
+        worker_signature: [2; 64],
+    };
+    Command::Settle {
+        receipt: Base64Bytes(signed.encode().to_vec()),
+    }
 }
 
 fn any_command() -> impl Strategy<Value = Command> {
@@ -123,7 +132,9 @@ fn any_command() -> impl Strategy<Value = Command> {
 }
 
 fn history() -> impl Strategy<Value = Vec<(u64, Command)>> {
-    let registered = (1..4_u8).map(|seed| (0, registration(seed, 4_000))).collect::<Vec<_>>();
+    let registered = (1..4_u8)
+        .map(|seed| (0, registration(seed, 4_000)))
+        .collect::<Vec<_>>();
     prop::collection::vec((0..700_u64, any_command()), 1..120).prop_map(move |steps| {
         let mut at_ms = 1_000;
         let mut history = registered.clone();
@@ -143,16 +154,30 @@ fn check(before: &State, state: &State, outcome: Option<&Outcome>) -> Result<(),
             prop_assert_eq!((row.moved_requester, row.moved_worker), (0, 0));
         }
     }
-    if let Some(Outcome::Granted { engagement, repeated: false }) = outcome {
-        let row = state.engagements().row(*engagement).expect("it was just granted");
-        prop_assert!(before.engagements().row(*engagement).is_err(), "numbers are given once");
+    if let Some(Outcome::Granted {
+        engagement,
+        repeated: false,
+    }) = outcome
+    {
+        let row = state
+            .engagements()
+            .row(*engagement)
+            .expect("it was just granted");
+        prop_assert!(
+            before.engagements().row(*engagement).is_err(),
+            "numbers are given once"
+        );
         let was_open = before.book().offer(row.offer).is_some();
         let is_open = state.book().offer(row.offer).is_some();
         prop_assert!(was_open && !is_open, "one winner an offer");
         let ended = state.book().ended(row.offer).expect("it is remembered");
         prop_assert_eq!(ended.engagement, Some(*engagement));
         let met = row.requester_polo >= row.worker_polo;
-        prop_assert_eq!(met, row.gate == Gate::Met, "the gate is judged by both scores");
+        prop_assert_eq!(
+            met,
+            row.gate == Gate::Met,
+            "the gate is judged by both scores"
+        );
     }
     Ok(())
 }
@@ -250,8 +275,16 @@ proptest! {
 /// Requester 1 and worker 2 in engagement 1, for ten minutes with a thousand slots of tasks.
 fn engaged(idle_ms: u64) -> (State, EngagementId) {
     let mut state = State::default();
-    let wanted = Offer { tasks: 1_000_000, duration_s: 3_600, ..offer(9, 1, "echo", 300_000) };
-    let terms = AcceptTerms { offer: OfferId(9), worker: NodeId(2), credits: 4 };
+    let wanted = Offer {
+        tasks: 1_000_000,
+        duration_s: 3_600,
+        ..offer(9, 1, "echo", 300_000)
+    };
+    let terms = AcceptTerms {
+        offer: OfferId(9),
+        worker: NodeId(2),
+        credits: 4,
+    };
     for (at_ms, command) in [
         (0, registration(1, 4_000)),
         (0, registration(2, 4_000)),
@@ -268,7 +301,13 @@ fn engaged(idle_ms: u64) -> (State, EngagementId) {
 
 #[test]
 fn bytes_that_once_mattered_to_the_parser_harm_nothing() {
-    let framed = |json: &str| [&u32::try_from(json.len()).expect("short").to_be_bytes()[..], json.as_bytes()].concat();
+    let framed = |json: &str| {
+        [
+            &u32::try_from(json.len()).expect("short").to_be_bytes()[..],
+            json.as_bytes(),
+        ]
+        .concat()
+    };
     let offer = r#"{"id":1,"type":"market_offer","signature":"","offer":{"offer":1,"requester":1,
         "skill":"echo","filters":[],"min_polo":0,"tasks":1,"concurrency":1,"duration_s":1,
         "accept_deadline_ms":1}}"#;
@@ -279,7 +318,12 @@ fn bytes_that_once_mattered_to_the_parser_harm_nothing() {
         framed("[]"),
         framed(r#"{"type":"set_tags","node_id":1,"tags":["a","b"]}"#),
         framed(r#"{"type":"request_handshake","from_node_id":1,"to_node_id":2}"#),
-        [framed(offer), framed(offer), framed(r#"{"type":"lookup","node_id":1}"#)].concat(),
+        [
+            framed(offer),
+            framed(offer),
+            framed(r#"{"type":"lookup","node_id":1}"#),
+        ]
+        .concat(),
     ];
     for input in inputs {
         ramjet_registry::fuzzing::requests(&input);

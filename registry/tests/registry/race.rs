@@ -9,7 +9,7 @@ use ramjet_proto::ids::OfferId;
 use ramjet_proto::market::AcceptFrom;
 use ramjet_proto::market::message::{Push, RefusalCode, ReplyBody};
 
-use crate::client::{Node, decoded, granted, start, config};
+use crate::client::{Node, config, decoded, granted, start};
 
 const OFFERS: usize = 1_000;
 
@@ -47,7 +47,9 @@ fn race(mut worker: Node, start: &Barrier) -> (BTreeMap<u64, OfferId>, BTreeSet<
         }
     }
     for push in worker.connection.pushes_so_far() {
-        let Push::Withdrawn { offer } = push else { panic!("{push:?}") };
+        let Push::Withdrawn { offer } = push else {
+            panic!("{push:?}")
+        };
         assert!(withdrawn.insert(offer), "withdrawn once");
     }
     assert_eq!(withdrawn, lost, "every loser is told, and no winner");
@@ -75,19 +77,35 @@ fn run(address: SocketAddr) -> Vec<(BTreeMap<u64, OfferId>, BTreeSet<OfferId>)> 
         .collect();
     for id in ids {
         let reply = requester.connection.wait_for(id);
-        assert!(matches!(reply, ReplyBody::Offered { notified: 2, .. }), "{reply:?}");
+        assert!(
+            matches!(reply, ReplyBody::Offered { notified: 2, .. }),
+            "{reply:?}"
+        );
     }
     let mut grants = BTreeSet::new();
     for _ in 0..OFFERS {
-        let Push::Grant { grant } = requester.connection.push() else { panic!("no grant") };
-        assert!(grants.insert(decoded(&grant).grant.engagement.0), "granted once");
+        let Push::Grant { grant } = requester.connection.push() else {
+            panic!("no grant")
+        };
+        assert!(
+            grants.insert(decoded(&grant).grant.engagement.0),
+            "granted once"
+        );
     }
     assert_eq!(requester.connection.pushes_so_far(), []);
     assert_eq!(requester.polo(), 0, "an offer that is taken costs nothing");
-    let results: Vec<_> =
-        workers.into_iter().map(|worker| worker.join().expect("the worker's checks")).collect();
-    let won: BTreeSet<u64> = results.iter().flat_map(|(won, _)| won.keys().copied()).collect();
-    assert_eq!(won, grants, "requester and workers were told of the same engagements");
+    let results: Vec<_> = workers
+        .into_iter()
+        .map(|worker| worker.join().expect("the worker's checks"))
+        .collect();
+    let won: BTreeSet<u64> = results
+        .iter()
+        .flat_map(|(won, _)| won.keys().copied())
+        .collect();
+    assert_eq!(
+        won, grants,
+        "requester and workers were told of the same engagements"
+    );
     results
 }
 
@@ -108,5 +126,8 @@ fn of_two_workers_that_race_for_a_thousand_offers_one_wins_each() {
         counters["requests_answered"] + counters["requests_refused"],
         "every message has one end"
     );
-    assert!(counters["batches_committed"] < counters["commands_logged"], "commits are grouped");
+    assert!(
+        counters["batches_committed"] < counters["commands_logged"],
+        "commits are grouped"
+    );
 }

@@ -37,7 +37,10 @@ pub fn route(settings: &Settings, names: &[&str]) -> Result<Route, Failure> {
         return Ok(Route::Socket(host::socket_path(settings)?));
     }
     let state = host::state_folder(settings)?;
-    let found = names.iter().map(|name| state.join(name)).find(|path| path.exists());
+    let found = names
+        .iter()
+        .map(|name| state.join(name))
+        .find(|path| path.exists());
     match (found, registry) {
         (Some(path), _) => Ok(Route::Socket(path)),
         (None, Some(registry)) => Ok(Route::Registry(registry)),
@@ -130,14 +133,17 @@ mod tests {
     use super::*;
 
     fn layer(pairs: &[(s::Setting, &str)]) -> Layer {
-        pairs.iter().fold(Layer::default(), |layer, (setting, value)| {
-            layer.set(*setting, &Some((*value).to_owned()))
-        })
+        pairs
+            .iter()
+            .fold(Layer::default(), |layer, (setting, value)| {
+                layer.set(*setting, &Some((*value).to_owned()))
+            })
     }
 
     fn settings(flags: &[(s::Setting, &str)], environment: &[(&str, &str)]) -> Settings {
-        let environment =
-            environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let environment = environment
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         Settings::resolve(layer(flags), environment, None).expect("known names")
     }
 
@@ -151,7 +157,11 @@ mod tests {
 
         let nothing = settings(&[(s::STATE, state)], &[]);
         let error = route(&nothing, &names).expect_err("no way");
-        assert!(error.message.contains("--registry ADDR"), "{}", error.message);
+        assert!(
+            error.message.contains("--registry ADDR"),
+            "{}",
+            error.message
+        );
 
         let by_variable = settings(&[(s::STATE, state)], &[market]);
         assert_eq!(route(&by_variable, &names), Ok(registry.clone()));

@@ -9,11 +9,17 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueHint};
 use ramjet_proto::market::Filter;
 
+use super::arg_groups::{AskArgs, IdentityArgs, MarketArgs, RulesArgs, ServeArgs, ThreadArgs};
 use super::settings::{self as s, Layer};
 
 /// A worker runtime for Pilot Protocol task markets.
 #[derive(Debug, Parser)]
-#[command(name = "ramjet", version, max_term_width = 100, subcommand_required = true)]
+#[command(
+    name = "ramjet",
+    version,
+    max_term_width = 100,
+    subcommand_required = true
+)]
 #[command(after_help = "\
 Settings may also stand in the environment (--task-ready is RAMJET_TASK_READY) and in a TOML file
 (task-ready = true) named by --config or RAMJET_CONFIG, else ~/.config/ramjet/ramjet.toml, else
@@ -51,7 +57,9 @@ pub struct CommonArgs {
 
 impl CommonArgs {
     fn layer(&self) -> Layer {
-        Layer::default().set(s::LOG, &self.log).set(s::COLOR, &self.color)
+        Layer::default()
+            .set(s::LOG, &self.log)
+            .set(s::COLOR, &self.color)
     }
 }
 
@@ -93,202 +101,16 @@ pub struct DemoArgs {
     #[arg(long, default_value = "langid", value_name = "NAME")]
     pub skill: String,
     /// Micro-tasks in all: the lines are gone through until there are as many
-    #[arg(long, default_value_t = 200_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    #[arg(long, default_value_t = 200_000, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     pub tasks: u64,
     /// Tasks outstanding at a time
-    #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub window: u32,
     /// How its workers run
     #[command(flatten)]
     pub threads: ThreadArgs,
-}
-
-/// How worker threads run.
-#[derive(Debug, Default, Args)]
-pub struct ThreadArgs {
-    /// Worker threads of a node; a tunnel lives on one of them [default: 1]
-    #[arg(long, value_name = "N")]
-    pub workers: Option<String>,
-    /// Cores to pin them to, in order, as in 0,1 [default: none, they float]
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    pub cores: Vec<String>,
-    /// What moves datagrams: uring or mmsg [default: uring]
-    #[arg(long, value_name = "BACKEND")]
-    pub io: Option<String>,
-    /// What an idle worker does: spin, adaptive or park [default: adaptive]
-    #[arg(long, value_name = "POLICY")]
-    pub idle: Option<String>,
-}
-
-impl ThreadArgs {
-    fn layer(&self, layer: Layer) -> Layer {
-        layer
-            .set(s::WORKERS, &self.workers)
-            .set_all(s::CORES, &self.cores)
-            .set(s::IO, &self.io)
-            .set(s::IDLE, &self.idle)
-    }
-}
-
-/// What makes a worker.
-#[derive(Debug, Default, Args)]
-pub struct ServeArgs {
-    /// UDP address of the tunnel; port 0 lets the kernel choose [default: port 0, on loopback if
-    /// the registry is there, else on every interface]
-    #[arg(long, value_name = "ADDR")]
-    pub listen: Option<String>,
-    /// Address that others send to, if the registry would see another one
-    #[arg(long, value_name = "ADDR")]
-    pub endpoint: Option<String>,
-    /// Name at the registry
-    #[arg(long, value_name = "NAME")]
-    pub hostname: Option<String>,
-    /// Pilot's owner field [default: from the identity]
-    #[arg(long, value_name = "TEXT")]
-    pub owner: Option<String>,
-    /// Let anyone look the node up
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
-    pub public: Option<String>,
-    /// Built-in skill to offer: echo, langid, sha256; may be repeated
-    #[arg(long, value_name = "NAME", value_delimiter = ',')]
-    pub skill: Vec<String>,
-    /// Further capability, as in model=llama-3-70b; may be repeated
-    #[arg(long, value_name = "K=V")]
-    pub capability: Vec<String>,
-    /// Whom to serve beyond the polo gate: gate, trusted, min-polo=N or anyone, or for one skill
-    /// SKILL=POLICY; may be repeated [default: gate]
-    #[arg(long, value_name = "POLICY")]
-    pub accept_from: Vec<String>,
-    /// Ask for tasks
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
-    pub task_ready: Option<String>,
-    /// Tasks that one engagement may have outstanding [default: 1024]
-    #[arg(long, value_name = "N")]
-    pub credits: Option<String>,
-    /// Engagements served at a time [default: 64]
-    #[arg(long, value_name = "N")]
-    pub engagements_max: Option<String>,
-    /// Results sent without a signed receipt, in one engagement [default: 1048576]
-    #[arg(long, value_name = "N")]
-    pub unsigned_max: Option<String>,
-    /// Threads for skills that run beside the workers [default: 1]
-    #[arg(long, value_name = "N")]
-    pub pool_threads: Option<String>,
-    /// Tunnels that one worker holds [default: 1024]
-    #[arg(long, value_name = "N")]
-    pub tunnels_max: Option<String>,
-    /// How its workers run
-    #[command(flatten)]
-    pub threads: ThreadArgs,
-}
-
-impl ServeArgs {
-    fn layer(&self, layer: Layer) -> Layer {
-        let layer = layer
-            .set(s::LISTEN, &self.listen)
-            .set(s::ENDPOINT, &self.endpoint)
-            .set(s::HOSTNAME, &self.hostname)
-            .set(s::OWNER, &self.owner)
-            .set(s::PUBLIC, &self.public)
-            .set_all(s::SKILL, &self.skill)
-            .set_all(s::CAPABILITY, &self.capability)
-            .set_all(s::ACCEPT_FROM, &self.accept_from)
-            .set(s::TASK_READY, &self.task_ready)
-            .set(s::CREDITS, &self.credits)
-            .set(s::ENGAGEMENTS_MAX, &self.engagements_max)
-            .set(s::UNSIGNED_MAX, &self.unsigned_max)
-            .set(s::POOL_THREADS, &self.pool_threads)
-            .set(s::TUNNELS_MAX, &self.tunnels_max);
-        self.threads.layer(layer)
-    }
-}
-
-/// Who a node is, and where it keeps what it must not lose.
-#[derive(Debug, Default, Args)]
-pub struct IdentityArgs {
-    /// Folder for identity, receipts and the registry's log [default: $STATE_DIRECTORY, else
-    /// ~/.local/state/ramjet]
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    pub state: Option<String>,
-    /// File with the Ed25519 identity, created if missing [default: identity.json in the state
-    /// folder]
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub identity: Option<String>,
-}
-
-impl IdentityArgs {
-    fn layer(&self, layer: Layer) -> Layer {
-        layer.set(s::STATE, &self.state).set(s::IDENTITY, &self.identity)
-    }
-}
-
-/// Which market.
-#[derive(Debug, Default, Args)]
-pub struct MarketArgs {
-    /// TCP address of the registry [default of a node: 127.0.0.1:9000]
-    #[arg(long, value_name = "ADDR")]
-    pub registry: Option<String>,
-    /// Public key that the registry must have, in base64 [default: the first one seen is kept]
-    #[arg(long, value_name = "KEY")]
-    pub registry_key: Option<String>,
-    /// UDP address of the beacon, to be found behind a NAT
-    #[arg(long, value_name = "ADDR")]
-    pub beacon: Option<String>,
-}
-
-impl MarketArgs {
-    fn layer(&self, layer: Layer) -> Layer {
-        layer
-            .set(s::REGISTRY, &self.registry)
-            .set(s::REGISTRY_KEY, &self.registry_key)
-            .set(s::BEACON, &self.beacon)
-    }
-}
-
-/// Whom a question is put to: the local node, or a registry.
-#[derive(Debug, Default, Args)]
-pub struct AskArgs {
-    /// Socket of the local node [default: ramjet.sock in the state folder]
-    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
-    pub socket: Option<String>,
-    /// TCP address of a registry, to do without a local node
-    #[arg(long, value_name = "ADDR", conflicts_with = "socket")]
-    pub registry: Option<String>,
-    /// State folder of the local node [default: $STATE_DIRECTORY, else ~/.local/state/ramjet]
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    pub state: Option<String>,
-}
-
-impl AskArgs {
-    fn layer(&self, layer: Layer) -> Layer {
-        layer
-            .set(s::SOCKET, &self.socket)
-            .set(s::REGISTRY, &self.registry)
-            .set(s::STATE, &self.state)
-    }
-}
-
-/// How a registry runs, beside its addresses.
-#[derive(Debug, Default, Args)]
-pub struct RulesArgs {
-    /// Rule by which polo moves: article or pilot-1.9 [default: article]
-    #[arg(long, value_name = "RULE")]
-    pub polo_policy: Option<String>,
-    /// Take the unsigned polo messages of old Pilot: for closed test networks only
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
-    pub allow_unsigned_polo: Option<String>,
-    /// Write every byte received to this file, to show that no payload is among them
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub byte_log: Option<String>,
-}
-
-impl RulesArgs {
-    fn layer(&self, layer: Layer) -> Layer {
-        layer
-            .set(s::POLO_POLICY, &self.polo_policy)
-            .set(s::ALLOW_UNSIGNED_POLO, &self.allow_unsigned_polo)
-            .set(s::BYTE_LOG, &self.byte_log)
-    }
 }
 
 /// `ramjet up`.
@@ -364,7 +186,8 @@ pub struct ResolveArgs {
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub min_polo: Option<i64>,
     /// Most rows
-    #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub limit: u32,
     /// Whom to ask
     #[command(flatten)]
@@ -384,7 +207,8 @@ pub struct SubmitArgs {
     #[arg(long, value_name = "K=V")]
     pub filter: Vec<Filter>,
     /// Least polo of the worker
-    #[arg(long, default_value_t = i64::MIN, hide_default_value = true, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, default_value_t = i64::MIN, hide_default_value = true)]
+    #[arg(value_name = "N", allow_negative_numbers = true)]
     pub min_polo: i64,
     /// How long the work may take, as in 30s or 5m
     #[arg(long, default_value = "5m", value_name = "TIME", value_parser = duration)]
@@ -393,13 +217,15 @@ pub struct SubmitArgs {
     #[arg(long, default_value = "10s", value_name = "TIME", value_parser = duration)]
     pub accept_timeout: Duration,
     /// Tasks outstanding at a time, with --lines
-    #[arg(long, default_value_t = 256, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub window: u32,
     /// Reject the results: the worker earns nothing for them
     #[arg(long)]
     pub reject: bool,
     /// When a worker is lost, offer the tasks without an answer again, this many times
-    #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=100))]
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=100))]
     pub resubmit: u32,
     /// Socket of the local node that submits [default: requester.sock or ramjet.sock in the state
     /// folder]
@@ -459,7 +285,8 @@ pub struct EngagementsArgs {
     /// Node number, address or hostname; all engagements if left away
     pub who: Option<String>,
     /// Most rows
-    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, default_value_t = 20, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub limit: u32,
     /// Whom to ask
     #[command(flatten)]
@@ -492,7 +319,8 @@ pub struct BenchRunArgs {
     #[arg(long, default_value_t = 1.0, value_name = "S", value_parser = seconds)]
     pub seconds: f64,
     /// Pairs of runs, ours and the control arm, in the order A B B A
-    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(5..=100))]
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(5..=100))]
     pub pairs: u32,
     /// Payload bytes [default: 64 for tasks, 256 for latency]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1200))]
@@ -516,7 +344,11 @@ pub struct BenchLimitsArgs {
 fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write a time with its unit, as in 30s or 5m"))?;
-    if duration.is_zero() { Err("must be longer than 0".to_owned()) } else { Ok(duration) }
+    if duration.is_zero() {
+        Err("must be longer than 0".to_owned())
+    } else {
+        Ok(duration)
+    }
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -547,17 +379,20 @@ impl Cli {
             ),
             Command::Node(node) => {
                 let layer = common.set(s::SOCKET, &node.socket);
-                node.serve.layer(node.identity.layer(node.market.layer(layer)))
+                node.serve
+                    .layer(node.identity.layer(node.market.layer(layer)))
             }
             Command::Resolve(resolve) => resolve.ask.layer(common),
             Command::Submit(submit) => {
                 let layer = common.set(s::SOCKET, &submit.socket);
-                submit.threads.layer(submit.identity.layer(submit.market.layer(layer)))
+                submit
+                    .threads
+                    .layer(submit.identity.layer(submit.market.layer(layer)))
             }
             Command::Polo(polo) => polo.ask.layer(common),
-            Command::Status(status) => {
-                common.set(s::SOCKET, &status.socket).set(s::STATE, &status.state)
-            }
+            Command::Status(status) => common
+                .set(s::SOCKET, &status.socket)
+                .set(s::STATE, &status.state),
             Command::Engagements(engagements) => engagements.ask.layer(common),
             Command::Bench(bench) => match &bench.what {
                 BenchCommand::Tasks(run) | BenchCommand::Latency(run) => run.threads.layer(common),
@@ -601,7 +436,10 @@ mod tests {
         assert_eq!(settings.text(s::BEACON).as_deref(), Some("none"));
         let up = parse("ramjet up --registry-listen 127.0.0.1:3").expect("valid");
         let settings = Settings::resolve(up.layer(), [], None).expect("no other source");
-        assert_eq!(settings.text(s::REGISTRY_LISTEN).as_deref(), Some("127.0.0.1:3"));
+        assert_eq!(
+            settings.text(s::REGISTRY_LISTEN).as_deref(),
+            Some("127.0.0.1:3")
+        );
         assert!(!settings.is_set(s::LISTEN));
     }
 
@@ -633,7 +471,10 @@ mod tests {
         else {
             panic!("submit");
         };
-        assert_eq!((submit.min_polo, submit.timeout), (-3, Duration::from_secs(90)));
+        assert_eq!(
+            (submit.min_polo, submit.timeout),
+            (-3, Duration::from_secs(90))
+        );
     }
 
     #[test]

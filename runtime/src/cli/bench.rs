@@ -1,8 +1,8 @@
 //! `ramjet bench tasks|latency|limits`: first form of the benchmark.
 //!
 //! The subject is the whole path in one process: an in-memory registry, a worker and a requester,
-//! each with one worker thread pinned to a core of its own, an engagement for `echo`, and a job that
-//! compares every result with its payload. The control is the same kernel path without our
+//! each with one worker thread pinned to a core of its own, an engagement for `echo`, and a job
+//! that compares every result with its payload. The control is the same kernel path without our
 //! protocol ([`ramjet_bench::arms`]). The two alternate in the order A B B A, and the nodes are
 //! stopped while the control runs, so that neither takes the other's core.
 //!
@@ -12,7 +12,9 @@
 use std::time::Duration;
 
 use crossbeam::channel::bounded;
-use ramjet_bench::arms::{self, AesGcm, ArmResult, GsoEcho, MmsgEcho, Payload, RoundTrip, WaitMode};
+use ramjet_bench::arms::{
+    self, AesGcm, ArmResult, GsoEcho, MmsgEcho, Payload, RoundTrip, WaitMode,
+};
 use ramjet_bench::facts::{MachineFacts, Watch};
 use ramjet_bench::pairs::interleave;
 use ramjet_bench::report::{self, CaseReport, Compares};
@@ -105,8 +107,8 @@ impl Spec {
 
     fn method(&self, loop_words: &str) -> String {
         format!(
-            "{loop_words}, {} B echo, encrypted, worker on core {}, requester on core {}, {:?} idle, \
-             {:?}; {} interleaved pairs of {:.1} s each after {} ms warm-up, medians",
+            "{loop_words}, {} B echo, encrypted, worker on core {}, requester on core {}, {:?} \
+             idle, {:?}; {} interleaved pairs of {:.1} s each after {} ms warm-up, medians",
             self.payload,
             core_of(&self.worker),
             core_of(&self.requester),
@@ -127,7 +129,10 @@ impl Spec {
 }
 
 fn core_of(threads: &Threads) -> String {
-    threads.cores.first().map_or_else(|| "any".to_owned(), usize::to_string)
+    threads
+        .cores
+        .first()
+        .map_or_else(|| "any".to_owned(), usize::to_string)
 }
 
 fn tasks(spec: &Spec, output: &mut Output) -> Result<CaseReport, Failure> {
@@ -136,11 +141,16 @@ fn tasks(spec: &Spec, output: &mut Output) -> Result<CaseReport, Failure> {
         cores: spec.cores(),
         ..GsoEcho::new(spec.payload, spec.window as usize, false)
     };
-    let figure = |loaded: &Loaded| {
-        per_second(loaded.results, Duration::from_nanos(loaded.elapsed_ns))
+    let figure =
+        |loaded: &Loaded| per_second(loaded.results, Duration::from_nanos(loaded.elapsed_ns));
+    let pairs = Pairs {
+        spec,
+        name: "tasks",
+        compares: Compares::TasksPerS,
     };
-    let pairs = Pairs { spec, name: "tasks", compares: Compares::TasksPerS };
-    pairs.run(output, figure, || Ok(arms::gso_echo(&control).map_err(arm_failure)?.per_s))
+    pairs.run(output, figure, || {
+        Ok(arms::gso_echo(&control).map_err(arm_failure)?.per_s)
+    })
 }
 
 fn round_trip(spec: &Spec, output: &mut Output) -> Result<CaseReport, Failure> {
@@ -150,8 +160,14 @@ fn round_trip(spec: &Spec, output: &mut Output) -> Result<CaseReport, Failure> {
         ..RoundTrip::new(WaitMode::Spinning, Payload::bytes(spec.payload))
     };
     let figure = |loaded: &Loaded| micros(loaded.measured.quantile_ns(0.5));
-    let pairs = Pairs { spec, name: "latency", compares: Compares::P50Us };
-    pairs.run(output, figure, || Ok(arms::udp_round_trip(&control).map_err(arm_failure)?.p50_us))
+    let pairs = Pairs {
+        spec,
+        name: "latency",
+        compares: Compares::P50Us,
+    };
+    pairs.run(output, figure, || {
+        Ok(arms::udp_round_trip(&control).map_err(arm_failure)?.p50_us)
+    })
 }
 
 /// One case over interleaved pairs.
@@ -184,7 +200,9 @@ impl Pairs<'_> {
         output.start_bar(spec.pairs as u64);
         let subject = || {
             let loaded = measure(spec)?;
-            output.move_bar(runs.len() as u64 + 1, || format!("last {:.1}", figure(&loaded)));
+            output.move_bar(runs.len() as u64 + 1, || {
+                format!("last {:.1}", figure(&loaded))
+            });
             let measured = figure(&loaded);
             runs.push(loaded);
             Ok(measured)
@@ -194,7 +212,10 @@ impl Pairs<'_> {
         let quiet = watch.end();
         output.end_bar();
         let method = spec.method(&loop_words);
-        let name = format!("{} echo {} B window {}", self.name, spec.payload, spec.window);
+        let name = format!(
+            "{} echo {} B window {}",
+            self.name, spec.payload, spec.window
+        );
         let mut case = CaseReport::of_pairs(name, self.compares, control_name, &summary, method);
         let median = |of: &dyn Fn(&Loaded) -> f64| {
             let mut values: Vec<f64> = runs.iter().map(of).collect();
@@ -225,8 +246,7 @@ fn measure(spec: &Spec) -> Result<Loaded, Failure> {
         credits: spec.window,
         ..host::bare_node(registry.tcp_addr(), throw_away()?, spec.worker.clone())
     };
-    let requester =
-        host::bare_node(registry.tcp_addr(), throw_away()?, spec.requester.clone());
+    let requester = host::bare_node(registry.tcp_addr(), throw_away()?, spec.requester.clone());
     let (worker, requester) = start_both(worker, requester)?;
     let loaded = wait_advertised(&requester, "echo").and_then(|_| load(spec, &requester));
     let stopped = [requester.shutdown(), worker.shutdown()];
@@ -256,15 +276,25 @@ fn load(spec: &Spec, requester: &Node) -> Result<Loaded, Failure> {
     // The timeline of a benchmark's engagement is of no interest, and signals end the process.
     let mut quiet = Output::quiet();
     let interrupts = Interrupts::signals(crossbeam::channel::never());
-    let mut followed =
-        engage::follow(&events, &mut quiet, &mut Timeline::start(), &interrupts, &mut |_| {})?;
+    let mut followed = engage::follow(
+        &events,
+        &mut quiet,
+        &mut Timeline::start(),
+        &interrupts,
+        &mut |_| {},
+    )?;
     drop(followed.end.job.take());
-    let loaded = reported.recv().map_err(|_| Failure::environment("the job was lost"))?;
+    let loaded = reported
+        .recv()
+        .map_err(|_| Failure::environment("the job was lost"))?;
     if let Some(failure) = engage::failure_of(&followed.end.outcome, "echo") {
         return Err(failure);
     }
     match &loaded.measured.first_fault {
-        Some(fault) => Err(Failure::new(Exit::Failed, format!("the echo was wrong: {fault}"))),
+        Some(fault) => Err(Failure::new(
+            Exit::Failed,
+            format!("the echo was wrong: {fault}"),
+        )),
         None => Ok(loaded),
     }
 }
@@ -272,7 +302,10 @@ fn load(spec: &Spec, requester: &Node) -> Result<Loaded, Failure> {
 /// What the machine does without us.
 fn limits(args: &BenchLimitsArgs, output: &mut Output) -> Result<Vec<CaseReport>, Failure> {
     let duration = Duration::from_secs_f64(args.seconds);
-    let method = format!("one run of {:.1} s, both ends spinning on a core each", args.seconds);
+    let method = format!(
+        "one run of {:.1} s, both ends spinning on a core each",
+        args.seconds
+    );
     let mut cases = Vec::new();
     let mut add = |arm: Result<ArmResult, arms::ArmError>, method: &str| {
         cases.push(CaseReport::of_arm(&arm.map_err(arm_failure)?, method));
@@ -282,18 +315,34 @@ fn limits(args: &BenchLimitsArgs, output: &mut Output) -> Result<Vec<CaseReport>
     for len in DATAGRAM_LENS {
         for encrypted in [false, true] {
             // A sealed datagram has room for its tag only from the arm's own minimum on.
-            let spec = GsoEcho { duration, ..GsoEcho::new(len, LIMITS_WINDOW, encrypted) };
+            let spec = GsoEcho {
+                duration,
+                ..GsoEcho::new(len, LIMITS_WINDOW, encrypted)
+            };
             add(arms::gso_echo(&spec), &method)?;
         }
-        let spec = MmsgEcho { duration, ..MmsgEcho::new(Payload::bytes(len), LIMITS_WINDOW) };
+        let spec = MmsgEcho {
+            duration,
+            ..MmsgEcho::new(Payload::bytes(len), LIMITS_WINDOW)
+        };
         add(arms::mmsg_echo(&spec), &method)?;
     }
     for mode in [WaitMode::Spinning, WaitMode::Blocking] {
-        let spec = RoundTrip { duration, ..RoundTrip::new(mode, Payload::bytes(256)) };
-        add(arms::udp_round_trip(&spec), &format!("one outstanding, {:.1} s", args.seconds))?;
+        let spec = RoundTrip {
+            duration,
+            ..RoundTrip::new(mode, Payload::bytes(256))
+        };
+        add(
+            arms::udp_round_trip(&spec),
+            &format!("one outstanding, {:.1} s", args.seconds),
+        )?;
     }
     for len in DATAGRAM_LENS {
-        let cost = arms::aes_gcm(&AesGcm { duration, ..AesGcm::new(len) }).map_err(arm_failure)?;
+        let cost = arms::aes_gcm(&AesGcm {
+            duration,
+            ..AesGcm::new(len)
+        })
+        .map_err(arm_failure)?;
         cases.push(cipher_case(&cost));
     }
     Ok(cases)

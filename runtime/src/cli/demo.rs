@@ -4,10 +4,10 @@
 //! micro-task. The requester computes the expected result of every distinct line before the run,
 //! with the same skill, and compares every answer: what differs is rejected, and the demo fails.
 //!
-//! `--json` prints one object: `skill`, `lines`, `passes`, `tasks`, `accepted`, `rejected`, `failed`,
-//! `refused` (by reason), `settled`, `elapsed_s`, `tasks_per_s`, `latency_us` (`p50`, `p99`, `p999`,
-//! `max`), `busy_us_per_task`, `polo` (of `worker` and `requester`, `before` and `after`),
-//! `timeline`.
+//! `--json` prints one object: `skill`, `lines`, `passes`, `tasks`, `accepted`, `rejected`,
+//! `failed`, `refused` (by reason), `settled`, `elapsed_s`, `tasks_per_s`, `latency_us` (`p50`,
+//! `p99`, `p999`, `max`), `busy_us_per_task`, `polo` (of `worker` and
+//! `requester`, `before` and `after`), `timeline`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -68,12 +68,24 @@ pub(super) fn run(
     timeline.mark(
         output,
         "registered",
-        format!("worker is node {}, requester is node {}", worker.node_id(), requester.node_id()),
+        format!(
+            "worker is node {}, requester is node {}",
+            worker.node_id(),
+            requester.node_id()
+        ),
     );
     let ran = wait_advertised(&requester, &args.skill)
         .map(|detail| timeline.mark(output, "advertised", detail))
         .and_then(|()| {
-            engage(&plan, &requester, text, expected, &signals, output, &mut timeline)
+            engage(
+                &plan,
+                &requester,
+                text,
+                expected,
+                &signals,
+                output,
+                &mut timeline,
+            )
         });
     output.end_bar();
     if let Ok(ran) = &ran {
@@ -104,7 +116,11 @@ impl Plan {
         let default = "the Universal Declaration of Human Rights";
         Plan {
             skill: args.skill.clone(),
-            source: if args.files.is_empty() { default } else { "the given files" },
+            source: if args.files.is_empty() {
+                default
+            } else {
+                "the given files"
+            },
             lines: text.len() as u64,
             bytes: text.payload_len(),
             tasks: args.tasks,
@@ -133,13 +149,19 @@ impl Plan {
 
 fn read(args: &DemoArgs) -> Result<Text, Failure> {
     let text = if args.files.is_empty() {
-        Text::of_lines("udhr.txt", Bytes::from_static(DECLARATION), EmptyLines::Skip)?
+        Text::of_lines(
+            "udhr.txt",
+            Bytes::from_static(DECLARATION),
+            EmptyLines::Skip,
+        )?
     } else {
         let sources: Vec<Source> = args.files.iter().map(|path| Source::of(path)).collect();
         Text::read(&sources, EmptyLines::Skip)?
     };
     if text.is_empty() {
-        return Err(Failure::usage("there is no line with text in the given files"));
+        return Err(Failure::usage(
+            "there is no line with text in the given files",
+        ));
     }
     Ok(text)
 }
@@ -170,7 +192,11 @@ fn nodes(
 /// Worker on the first core and requester on the last, unless cores were named or there is one.
 pub(super) fn on_two_cores(settings: &Settings, threads: Threads) -> [Threads; 2] {
     let mut both = [threads.clone(), threads];
-    let cores = if settings.is_set(s::CORES) { both[0].cores.clone() } else { host::allowed_cores() };
+    let cores = if settings.is_set(s::CORES) {
+        both[0].cores.clone()
+    } else {
+        host::allowed_cores()
+    };
     if let [first, .., last] = cores[..] {
         // With several threads a node the kernel places them better than a list of two would.
         let pin = both[0].workers == 1;
@@ -185,12 +211,18 @@ pub(super) fn wait_advertised(requester: &Node, skill: &str) -> Result<String, F
     let deadline = Instant::now() + ADVERTISE_MAX;
     let query = Query {
         task_ready: true,
-        filters: vec![Filter { key: "skills".to_owned(), value: skill.to_owned() }],
+        filters: vec![Filter {
+            key: "skills".to_owned(),
+            value: skill.to_owned(),
+        }],
         ..Query::default()
     };
     loop {
         if let Some(worker) = requester.resolve(query.clone())?.first() {
-            return Ok(format!("{} offers {skill}, polo {}", worker.address, worker.polo));
+            return Ok(format!(
+                "{} offers {skill}, polo {}",
+                worker.address, worker.polo
+            ));
         }
         if Instant::now() >= deadline {
             return Err(Failure::environment(format!(
@@ -248,8 +280,14 @@ fn engage(
     let mut followed = followed?;
     // The job tells what it measured as it is dropped.
     drop(followed.end.job.take());
-    let measured = reported.recv().map_err(|_| Failure::environment("the job was lost"))?;
-    Ok(Ran { followed, elapsed: finished.unwrap_or_else(|| begun.elapsed()), measured })
+    let measured = reported
+        .recv()
+        .map_err(|_| Failure::environment("the job was lost"))?;
+    Ok(Ran {
+        followed,
+        elapsed: finished.unwrap_or_else(|| begun.elapsed()),
+        measured,
+    })
 }
 
 fn report(
@@ -282,7 +320,10 @@ fn fault(plan: &Plan, measured: &Measured, settled: bool) -> Option<Failure> {
     if sound && settled {
         return None;
     }
-    let first = measured.first_fault.as_deref().unwrap_or("the last receipt is not settled");
+    let first = measured
+        .first_fault
+        .as_deref()
+        .unwrap_or("the last receipt is not settled");
     Some(Failure::new(
         Exit::Failed,
         format!(
@@ -338,25 +379,45 @@ fn report_page(plan: &Plan, ran: &Ran, output: &Output) -> String {
     let measured = &ran.measured;
     let quantile = |share| latency(measured.quantile_ns(share));
     let mut rows = vec![
-        ("tasks", format!("{} of {}", grouped(measured.issued), grouped(plan.tasks))),
-        ("accepted", format!("{}, every result compared", grouped(measured.accepted))),
-        ("rate", format!(
-            "{} over {:.1} s",
-            rate(per_second(measured.accepted, ran.elapsed)).replace("/s", " tasks/s"),
-            ran.elapsed.as_secs_f64()
-        )),
-        ("round trip", format!(
-            "p50 {}  p99 {}  p99.9 {}, with {} outstanding",
-            quantile(0.5), quantile(0.99), quantile(0.999), plan.window
-        )),
+        (
+            "tasks",
+            format!("{} of {}", grouped(measured.issued), grouped(plan.tasks)),
+        ),
+        (
+            "accepted",
+            format!("{}, every result compared", grouped(measured.accepted)),
+        ),
+        (
+            "rate",
+            format!(
+                "{} over {:.1} s",
+                rate(per_second(measured.accepted, ran.elapsed)).replace("/s", " tasks/s"),
+                ran.elapsed.as_secs_f64()
+            ),
+        ),
+        (
+            "round trip",
+            format!(
+                "p50 {}  p99 {}  p99.9 {}, with {} outstanding",
+                quantile(0.5),
+                quantile(0.99),
+                quantile(0.999),
+                plan.window
+            ),
+        ),
         ("handler", format!("{:.1} µs a task", busy_us(measured))),
     ];
     if let Some(changes) = ran.followed.changes() {
-        rows.push(("polo", format!(
-            "worker {} → {}, requester {} → {}",
-            changes.worker.before, changes.worker.after,
-            changes.requester.before, changes.requester.after
-        )));
+        rows.push((
+            "polo",
+            format!(
+                "worker {} → {}, requester {} → {}",
+                changes.worker.before,
+                changes.worker.after,
+                changes.requester.before,
+                changes.requester.after
+            ),
+        ));
     }
     let rows: Vec<String> = rows
         .into_iter()
@@ -372,11 +433,22 @@ mod tests {
     #[test]
     fn the_text_that_ships_is_what_its_page_says() {
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, DECLARATION);
-        let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex: String = digest
+            .as_ref()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         let page = include_str!("../../data/README.md");
-        assert!(page.contains(&hex), "runtime/data/README.md does not name {hex}");
-        let text = Text::of_lines("udhr.txt", Bytes::from_static(DECLARATION), EmptyLines::Skip)
-            .expect("within limits");
+        assert!(
+            page.contains(&hex),
+            "runtime/data/README.md does not name {hex}"
+        );
+        let text = Text::of_lines(
+            "udhr.txt",
+            Bytes::from_static(DECLARATION),
+            EmptyLines::Skip,
+        )
+        .expect("within limits");
         assert_eq!(text.len(), 4_149);
     }
 
@@ -400,17 +472,40 @@ mod tests {
             skill: "echo".to_owned(),
             tasks: 5,
             window: 2,
-            threads: super::super::args::ThreadArgs::default(),
+            threads: super::super::arg_groups::ThreadArgs::default(),
         };
         let plan = Plan::of(&args, &text.expect("short"));
-        assert!(plan.headline().contains("2 lines of the Universal Declaration"));
-        assert!(plan.headline().contains("gone through 2.5 times: 5 micro-tasks"));
-        let good = Measured { issued: 5, accepted: 5, ..Measured::default() };
+        assert!(
+            plan.headline()
+                .contains("2 lines of the Universal Declaration")
+        );
+        assert!(
+            plan.headline()
+                .contains("gone through 2.5 times: 5 micro-tasks")
+        );
+        let good = Measured {
+            issued: 5,
+            accepted: 5,
+            ..Measured::default()
+        };
         assert_eq!(fault(&plan, &good, true), None);
         let unsound = [
             (good.clone(), false),
-            (Measured { repeated: 1, ..good.clone() }, true),
-            (Measured { accepted: 4, rejected: 1, ..good }, true),
+            (
+                Measured {
+                    repeated: 1,
+                    ..good.clone()
+                },
+                true,
+            ),
+            (
+                Measured {
+                    accepted: 4,
+                    rejected: 1,
+                    ..good
+                },
+                true,
+            ),
         ];
         for (measured, settled) in unsound {
             let failure = fault(&plan, &measured, settled).expect("a fault");

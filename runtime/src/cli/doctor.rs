@@ -1,7 +1,7 @@
 //! `ramjet doctor`: what this host lacks, what it costs, and the command that mends it.
 //!
-//! It changes nothing. `--json` prints one array of findings: `id`, `severity`, `what_is`, `better`,
-//! `why`, `command`, `undo`. Exit 5 if there is a problem.
+//! It changes nothing. `--json` prints one array of findings: `id`, `severity`, `what_is`,
+//! `better`, `why`, `command`, `undo`. Exit 5 if there is a problem.
 
 use ramjet_tuning::{Finding, Severity};
 
@@ -13,10 +13,15 @@ pub(super) fn run(output: &mut Output) -> Result<Exit, Failure> {
     if output.json {
         output.object(&findings)?;
     } else {
-        let pages: Vec<String> = findings.iter().map(|finding| page(finding, output)).collect();
+        let pages: Vec<String> = findings
+            .iter()
+            .map(|finding| page(finding, output))
+            .collect();
         output.data(&pages.join("\n"))?;
     }
-    let problem = findings.iter().any(|finding| finding.severity == Severity::Problem);
+    let problem = findings
+        .iter()
+        .any(|finding| finding.severity == Severity::Problem);
     Ok(if problem { Exit::Environment } else { Exit::Ok })
 }
 
@@ -30,7 +35,8 @@ fn page(finding: &Finding, output: &Output) -> String {
     let label = output.paint(paint, &format!("{label:<7}"));
     let mut page = format!("{label} {:<18} {}", finding.id, finding.what_is);
     if finding.severity != Severity::Ok {
-        let mut line = |name: &str, text: &str| page.push_str(&format!("\n        {name:<7} {text}"));
+        let mut line =
+            |name: &str, text: &str| page.push_str(&format!("\n        {name:<7} {text}"));
         line("better", &finding.better);
         line("why", finding.why);
         if let Some(command) = &finding.command {

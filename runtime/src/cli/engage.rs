@@ -33,7 +33,10 @@ pub struct Timeline {
 impl Timeline {
     /// Begins now.
     pub fn start() -> Self {
-        Timeline { origin: Instant::now(), marks: Vec::new() }
+        Timeline {
+            origin: Instant::now(),
+            marks: Vec::new(),
+        }
     }
 
     /// Adds a step and prints it.
@@ -43,7 +46,11 @@ impl Timeline {
         let time = output.paint(Paint::Dim, &format!("{at_ms:>10.1} ms"));
         let name = output.paint(Paint::Bold, &format!("{step:<12}"));
         output.say(format!("{time}  {name}  {detail}").trim_end());
-        self.marks.push(Mark { at_ms, step, detail });
+        self.marks.push(Mark {
+            at_ms,
+            step,
+            detail,
+        });
     }
 
     /// All steps, for `--json`.
@@ -101,8 +108,14 @@ impl Followed {
             None => (requester, worker),
         };
         Some(Changes {
-            requester: Change { before: requester, after: after.0 },
-            worker: Change { before: worker, after: after.1 },
+            requester: Change {
+                before: requester,
+                after: after.0,
+            },
+            worker: Change {
+                before: worker,
+                after: after.1,
+            },
         })
     }
 }
@@ -120,7 +133,11 @@ pub struct Interrupts {
 impl Interrupts {
     /// Only signals.
     pub fn signals(signals: Receiver<&'static str>) -> Self {
-        Interrupts { signals, failed: never(), deadline: None }
+        Interrupts {
+            signals,
+            failed: never(),
+            deadline: None,
+        }
     }
 }
 
@@ -182,13 +199,26 @@ fn note(
     granted: &mut Option<Granted>,
 ) {
     match event {
-        EngageEvent::Offered { offer, notified, diagnosis } => {
+        EngageEvent::Offered {
+            offer,
+            notified,
+            diagnosis,
+        } => {
             timeline.mark(output, "offered", format!("offer {:016x}", offer.0));
-            let why = diagnosis.map(|d| format!(": {}", shortage(&d))).unwrap_or_default();
+            let why = diagnosis
+                .map(|d| format!(": {}", shortage(&d)))
+                .unwrap_or_default();
             let workers = counted(u64::from(notified), "worker", "workers");
             timeline.mark(output, "notified", format!("{workers}{why}"));
         }
-        EngageEvent::Granted { engagement, worker, worker_address, polo, gate, credits } => {
+        EngageEvent::Granted {
+            engagement,
+            worker,
+            worker_address,
+            polo,
+            gate,
+            credits,
+        } => {
             let gate = match gate {
                 Gate::Met => "gate met",
                 Gate::Widened => "gate widened, so this earns no polo",
@@ -202,7 +232,12 @@ fn note(
             );
             timeline.mark(output, "granted", detail);
             let (engagement, worker) = (engagement.0, worker.0);
-            *granted = Some(Granted { engagement, worker, worker_address, polo });
+            *granted = Some(Granted {
+                engagement,
+                worker,
+                worker_address,
+                polo,
+            });
         }
         EngageEvent::Opened => timeline.mark(output, "opened", "encrypted tunnel, port 1001"),
         EngageEvent::FirstResult => timeline.mark(output, "first result", ""),
@@ -218,9 +253,15 @@ pub fn mark_end(followed: &Followed, output: &Output, timeline: &mut Timeline) {
             "receipt {}, {} accepted: worker polo {} → {}, requester polo {} → {}",
             settled.k,
             grouped(settled.accepted),
-            followed.granted.as_ref().map_or(settled.worker_polo.0, |g| g.polo.1),
+            followed
+                .granted
+                .as_ref()
+                .map_or(settled.worker_polo.0, |g| g.polo.1),
             settled.worker_polo.1,
-            followed.granted.as_ref().map_or(settled.requester_polo.0, |g| g.polo.0),
+            followed
+                .granted
+                .as_ref()
+                .map_or(settled.requester_polo.0, |g| g.polo.0),
             settled.requester_polo.1,
         );
         timeline.mark(output, "settled", detail);
@@ -239,10 +280,16 @@ pub fn failure_of(outcome: &EngageOutcome, skill: &str) -> Option<Failure> {
     match outcome {
         EngageOutcome::Settled | EngageOutcome::Spooled => None,
         EngageOutcome::Refused(refusal) => Some(refused(refusal)),
-        EngageOutcome::Expired { polo, notified, diagnosis } => {
+        EngageOutcome::Expired {
+            polo,
+            notified,
+            diagnosis,
+        } => {
             let why = match (diagnosis, notified) {
                 (Some(diagnosis), _) => unmatched(diagnosis, skill),
-                (None, 0) => format!("no worker was told; see `ramjet resolve --filter skills={skill}`"),
+                (None, 0) => {
+                    format!("no worker was told; see `ramjet resolve --filter skills={skill}`")
+                }
                 (None, told) => format!(
                     "{} told of it did not accept; they may be full",
                     counted(u64::from(*told), "worker", "workers")
@@ -252,11 +299,15 @@ pub fn failure_of(outcome: &EngageOutcome, skill: &str) -> Option<Failure> {
             let failure = Failure::new(
                 Exit::Unmatched,
                 format!(
-                    "the offer expired: nobody took it in time. It cost {cost:+} polo, {} → {}.\n{why}",
+                    "the offer expired: nobody took it in time. It cost {cost:+} polo, {} → \
+                     {}.\n{why}",
                     polo.0, polo.1
                 ),
             );
-            let change = Change { before: polo.0, after: polo.1 };
+            let change = Change {
+                before: polo.0,
+                after: polo.1,
+            };
             Some(
                 failure
                     .with("polo", serde_json::json!({ "requester": change }))
@@ -301,10 +352,11 @@ fn gate(diagnosis: &Diagnosis) -> String {
         None => "none of them says what would do".to_owned(),
     };
     format!(
-        "refused by the polo gate: your polo is {}, and every worker that could do it ({}) is above \
-         that; {needed}.\nThe policy is that a requester's polo must be at least the worker's. What \
-         helps: earn polo by working (`ramjet node --skill … --task-ready`), or ask the worker's \
-         operator to widen its gate with `--accept-from trusted`, `min-polo={}` or `anyone`.",
+        "refused by the polo gate: your polo is {}, and every worker that could do it ({}) is \
+         above that; {needed}.\nThe policy is that a requester's polo must be at least the \
+         worker's. What helps: earn polo by working (`ramjet node --skill … --task-ready`), or ask \
+         the worker's operator to widen its gate with `--accept-from trusted`, `min-polo={}` or \
+         `anyone`.",
         diagnosis.requester_polo, diagnosis.above_gate, diagnosis.requester_polo
     )
 }
@@ -332,7 +384,10 @@ fn unmatched(diagnosis: &Diagnosis, skill: &str) -> String {
         format!("See `ramjet resolve --filter skills={skill}` for who offers it.")
     } else if diagnosis.above_gate > 0 {
         match diagnosis.polo_needed {
-            Some(polo) => format!("Your polo is {}; {polo} would do.", diagnosis.requester_polo),
+            Some(polo) => format!(
+                "Your polo is {}; {polo} would do.",
+                diagnosis.requester_polo
+            ),
             None => format!("Your polo is {}.", diagnosis.requester_polo),
         }
     } else if diagnosis.below_min_polo > 0 {
@@ -359,7 +414,9 @@ fn closed(reason: CloseReason) -> String {
              reachable from here?"
         }
         CloseReason::Cancelled => "it was cancelled",
-        CloseReason::Fault => "the peer broke the protocol; see the dropped_ counters of `ramjet status`",
+        CloseReason::Fault => {
+            "the peer broke the protocol; see the dropped_ counters of `ramjet status`"
+        }
     };
     format!("the engagement ended early ({}): {why}", reason.label())
 }
@@ -388,8 +445,17 @@ mod tests {
         };
         let failure = failure_of(&EngageOutcome::Refused(refusal), "echo").expect("a failure");
         assert_eq!(failure.exit, Exit::Refused);
-        for part in ["your polo is 0", "asks for 4", "at least the worker's", "--accept-from"] {
-            assert!(failure.message.contains(part), "{part}: {}", failure.message);
+        for part in [
+            "your polo is 0",
+            "asks for 4",
+            "at least the worker's",
+            "--accept-from",
+        ] {
+            assert!(
+                failure.message.contains(part),
+                "{part}: {}",
+                failure.message
+            );
         }
         assert_eq!(failure.details["refused"], "gate");
         assert_eq!(failure.details["diagnosis"]["polo_needed"], 4);
@@ -402,16 +468,26 @@ mod tests {
             notified,
             diagnosis,
         };
-        let nobody = Diagnosis { requester_polo: 3, ..Diagnosis::default() };
+        let nobody = Diagnosis {
+            requester_polo: 3,
+            ..Diagnosis::default()
+        };
         let table = [
             (expired(Some(nobody), 0), "nobody has the skill"),
-            (expired(Some(diagnosis()), 0), "of 3 capable, 1 not ready, 2 above your polo"),
+            (
+                expired(Some(diagnosis()), 0),
+                "of 3 capable, 1 not ready, 2 above your polo",
+            ),
             (expired(None, 2), "2 workers told of it did not accept"),
         ];
         for (outcome, why) in table {
             let failure = failure_of(&outcome, "echo").expect("a failure");
             assert_eq!(failure.exit, Exit::Unmatched);
-            assert!(failure.message.contains("It cost -1 polo, 3 → 2"), "{}", failure.message);
+            assert!(
+                failure.message.contains("It cost -1 polo, 3 → 2"),
+                "{}",
+                failure.message
+            );
             assert!(failure.message.contains(why), "{}", failure.message);
             assert_eq!(failure.details["polo"]["requester"]["after"], 2);
         }
@@ -424,16 +500,27 @@ mod tests {
         for reason in CloseReason::ALL {
             let failure = failure_of(&EngageOutcome::Closed(reason), "echo").expect("a failure");
             assert_eq!(failure.exit, Exit::Failed);
-            assert!(failure.message.contains(reason.label()), "{}", failure.message);
+            assert!(
+                failure.message.contains(reason.label()),
+                "{}",
+                failure.message
+            );
         }
         let away = EngageOutcome::NoRegistry("127.0.0.1:9: refused".to_owned());
-        assert_eq!(failure_of(&away, "echo").expect("a failure").exit, Exit::Environment);
+        assert_eq!(
+            failure_of(&away, "echo").expect("a failure").exit,
+            Exit::Environment
+        );
         for (code, exit) in [
             (RefusalCode::Invalid, Exit::Usage),
             (RefusalCode::Limited, Exit::Refused),
             (RefusalCode::Unavailable, Exit::Environment),
         ] {
-            let refusal = Refusal { code, reason: "why".to_owned(), diagnosis: None };
+            let refusal = Refusal {
+                code,
+                reason: "why".to_owned(),
+                diagnosis: None,
+            };
             let failure = failure_of(&EngageOutcome::Refused(refusal), "echo").expect("a failure");
             assert_eq!(failure.exit, exit);
             assert!(failure.message.ends_with("why"), "{}", failure.message);

@@ -24,8 +24,17 @@ pub(super) fn run(
         output.say("no engagement yet");
         return Ok(Exit::Ok);
     }
-    let header =
-        ["ENGAGEMENT", "SKILL", "REQUESTER", "WORKER", "STATE", "ACCEPTED", "REJECTED", "EARNED", "GRANTED"];
+    let header = [
+        "ENGAGEMENT",
+        "SKILL",
+        "REQUESTER",
+        "WORKER",
+        "STATE",
+        "ACCEPTED",
+        "REJECTED",
+        "EARNED",
+        "GRANTED",
+    ];
     let rows: Vec<_> = rows.iter().map(row).collect();
     output.data(&table(&header, &rows))?;
     Ok(Exit::Ok)
@@ -70,7 +79,17 @@ mod tests {
         });
         assert_eq!(
             cells,
-            ["7", "echo", "2", "1", "released", "12,345", "0", "1", "1970-01-02T00:00:00.123Z"]
+            [
+                "7",
+                "echo",
+                "2",
+                "1",
+                "released",
+                "12,345",
+                "0",
+                "1",
+                "1970-01-02T00:00:00.123Z"
+            ]
         );
     }
 }

@@ -3,11 +3,11 @@
 //! | code | label | meaning |
 //! |---|---|---|
 //! | 0 | `ok` | the work is done |
-//! | 1 | `failed` | the work ran and failed: a task failed, was refused by the worker, or was answered wrongly |
+//! | 1 | `failed` | the work ran and failed: a task failed, was not run, or was answered wrongly |
 //! | 2 | `usage` | an argument, a setting or an input file is wrong; nothing was started |
 //! | 3 | `unmatched` | nobody matched, or nobody took the offer in time |
 //! | 4 | `refused` | the registry refused: the polo gate, a limit, a signature |
-//! | 5 | `environment` | the host is in the way: registry unreachable, port in use, io_uring blocked, disk full |
+//! | 5 | `environment` | the host is in the way: registry away, port in use, io_uring blocked |
 //! | 130 | `interrupted` | a signal, or the reader of the output went away |
 
 use std::fmt;
@@ -79,7 +79,11 @@ pub struct Failure {
 impl Failure {
     /// A failure without details.
     pub fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Failure { exit, message: message.into(), details: serde_json::Map::new() }
+        Failure {
+            exit,
+            message: message.into(),
+            details: serde_json::Map::new(),
+        }
     }
 
     /// Wrong input or settings.

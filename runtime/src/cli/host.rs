@@ -117,10 +117,16 @@ pub fn threads(settings: &Settings) -> Result<Threads, Failure> {
     let allowed = allowed_cores();
     let cores = settings.parsed(s::CORES, |text| match text.trim().parse() {
         Ok(core) if allowed.is_empty() || allowed.contains(&core) => Ok(core),
-        _ => Err(format!("is none of the cores that this process may use: {allowed:?}")),
+        _ => Err(format!(
+            "is none of the cores that this process may use: {allowed:?}"
+        )),
     })?;
     let io = [("uring", IoKind::Uring), ("mmsg", IoKind::Mmsg)];
-    let idle = [("spin", Idle::Spin), ("adaptive", Idle::Adaptive), ("park", Idle::Park)];
+    let idle = [
+        ("spin", Idle::Spin),
+        ("adaptive", Idle::Adaptive),
+        ("park", Idle::Park),
+    ];
     Ok(Threads {
         workers: settings.number(s::WORKERS, 1..=WORKERS_MAX)?.unwrap_or(1),
         cores,
@@ -190,7 +196,10 @@ pub fn bare_node(registry: SocketAddr, identity: Identity, threads: Threads) -> 
 
 /// Pilot wants an owner that is distinct for each node: the head of its public key.
 fn owner_of(key: &PublicKey) -> String {
-    let head: String = key.0[..6].iter().map(|byte| format!("{byte:02x}")).collect();
+    let head: String = key.0[..6]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     format!("ramjet-{head}")
 }
 
@@ -253,7 +262,10 @@ pub fn serving_node(
         capabilities: capabilities_of(settings)?,
         task_ready,
         credits: settings
-            .number(s::CREDITS, 1..=u32::try_from(SLOTS_PER_CHANNEL_MAX).unwrap_or(u32::MAX))?
+            .number(
+                s::CREDITS,
+                1..=u32::try_from(SLOTS_PER_CHANNEL_MAX).unwrap_or(u32::MAX),
+            )?
             .unwrap_or(bare.credits),
         engagements_max: settings
             .number(s::ENGAGEMENTS_MAX, 1..=65_536)?
@@ -261,8 +273,12 @@ pub fn serving_node(
         unsigned_max: settings
             .number(s::UNSIGNED_MAX, 1..=1_u64 << 40)?
             .unwrap_or(bare.unsigned_max),
-        pool_threads: settings.number(s::POOL_THREADS, 0..=256)?.unwrap_or(bare.pool_threads),
-        tunnels_max: settings.number(s::TUNNELS_MAX, 1..=65_536)?.unwrap_or(bare.tunnels_max),
+        pool_threads: settings
+            .number(s::POOL_THREADS, 0..=256)?
+            .unwrap_or(bare.pool_threads),
+        tunnels_max: settings
+            .number(s::TUNNELS_MAX, 1..=65_536)?
+            .unwrap_or(bare.tunnels_max),
         state: Some(state_folder(settings)?),
         socket: Some(socket_path(settings)?),
         ..bare
@@ -303,7 +319,11 @@ fn skills_of(settings: &Settings, defaults: &ServeDefaults) -> Result<Vec<Skill>
             }
         })?
     } else {
-        defaults.skills.iter().map(|name| (*name).to_owned()).collect()
+        defaults
+            .skills
+            .iter()
+            .map(|name| (*name).to_owned())
+            .collect()
     };
     names.sort();
     names.dedup();
@@ -317,7 +337,11 @@ fn skills_of(settings: &Settings, defaults: &ServeDefaults) -> Result<Vec<Skill>
     match policies.keys().next() {
         Some(name) => Err(Failure::usage(format!(
             "accept-from: {name:?} is not offered by this node; it offers {}",
-            if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
+            if names.is_empty() {
+                "nothing".to_owned()
+            } else {
+                names.join(", ")
+            }
         ))),
         None => Ok(offered),
     }
@@ -332,15 +356,17 @@ fn accept_from(text: &str) -> Result<(Option<String>, AcceptFrom), String> {
         Some((skill, policy)) if is_skill_name(skill) && skill != "min-polo" => {
             Ok((Some(skill.to_owned()), policy.parse()?))
         }
-        _ => Err("is none of gate, trusted, min-polo=N, anyone, nor SKILL= and one of these".into()),
+        _ => {
+            Err("is none of gate, trusted, min-polo=N, anyone, nor SKILL= and one of these".into())
+        }
     }
 }
 
 fn capabilities_of(settings: &Settings) -> Result<BTreeMap<String, String>, Failure> {
     let pairs = settings.parsed(s::CAPABILITY, |text| {
-        let Filter { key, value } = text.parse().map_err(|_| {
-            "is not key=value, as in model=llama-3-70b".to_owned()
-        })?;
+        let Filter { key, value } = text
+            .parse()
+            .map_err(|_| "is not key=value, as in model=llama-3-70b".to_owned())?;
         match key.as_str() {
             "skills" => Err("cannot be set: it follows from --skill".to_owned()),
             _ => Ok((key, value)),
@@ -351,10 +377,17 @@ fn capabilities_of(settings: &Settings) -> Result<BTreeMap<String, String>, Fail
 
 /// What the registry would refuse of the advertisement is refused here, before the start.
 fn check_advertisement(config: &NodeConfig) -> Result<(), Failure> {
-    let names: Vec<&str> = config.skills.iter().map(|skill| skill.name.as_str()).collect();
+    let names: Vec<&str> = config
+        .skills
+        .iter()
+        .map(|skill| skill.name.as_str())
+        .collect();
     let mut capabilities = config.capabilities.clone();
     capabilities.insert("skills".to_owned(), names.join(","));
-    let advertisement = Advertisement { capabilities, ..Advertisement::default() };
+    let advertisement = Advertisement {
+        capabilities,
+        ..Advertisement::default()
+    };
     match advertisement.refusal() {
         Some(why) => Err(Failure::usage(format!("{why}; shorten it"))),
         None => Ok(()),
@@ -373,8 +406,11 @@ mod tests {
     use super::super::settings::Layer;
     use super::*;
 
-    const DEFAULTS: ServeDefaults =
-        ServeDefaults { skills: &[], accept_from: AcceptFrom::Gate, task_ready: false };
+    const DEFAULTS: ServeDefaults = ServeDefaults {
+        skills: &[],
+        accept_from: AcceptFrom::Gate,
+        task_ready: false,
+    };
 
     fn settings(file: &str) -> Settings {
         let file = format!("state = \"/tmp/s\"\n{file}");
@@ -394,14 +430,29 @@ mod tests {
             "hostname = 'gpu-1'\nlisten = '127.0.0.1:5'\n[capability]\nmodel = 'm'\n",
         ))
         .expect("valid");
-        let skills: Vec<_> =
-            config.skills.iter().map(|s| (s.name.as_str(), s.accept_from)).collect();
-        assert_eq!(skills, [("echo", AcceptFrom::MinPolo(5)), ("langid", AcceptFrom::Trusted)]);
-        assert_eq!((config.workers, config.io, config.idle), (2, IoKind::Mmsg, Idle::Park));
+        let skills: Vec<_> = config
+            .skills
+            .iter()
+            .map(|s| (s.name.as_str(), s.accept_from))
+            .collect();
+        assert_eq!(
+            skills,
+            [
+                ("echo", AcceptFrom::MinPolo(5)),
+                ("langid", AcceptFrom::Trusted)
+            ]
+        );
+        assert_eq!(
+            (config.workers, config.io, config.idle),
+            (2, IoKind::Mmsg, Idle::Park)
+        );
         assert_eq!((config.credits, config.task_ready), (7, true));
         assert_eq!(config.listen, ([127, 0, 0, 1], 5).into());
         assert_eq!(config.capabilities["model"], "m");
-        assert_eq!(config.socket.as_deref(), Some(Path::new("/tmp/s/ramjet.sock")));
+        assert_eq!(
+            config.socket.as_deref(),
+            Some(Path::new("/tmp/s/ramjet.sock"))
+        );
         assert_eq!(config.hostname.as_deref(), Some("gpu-1"));
     }
 
@@ -410,9 +461,18 @@ mod tests {
         let table = [
             ("skill = 'langld'", "did you mean \"langid\"?"),
             ("task-ready = true", "task-ready: a node without a skill"),
-            ("skill = 'echo'\naccept-from = 'sha256=anyone'", "\"sha256\" is not offered"),
-            ("skill = 'echo'\naccept-from = 'friends'", "is none of gate, trusted"),
-            ("skill = 'echo'\naccept-from = 'min-polo=x'", "is none of gate, trusted"),
+            (
+                "skill = 'echo'\naccept-from = 'sha256=anyone'",
+                "\"sha256\" is not offered",
+            ),
+            (
+                "skill = 'echo'\naccept-from = 'friends'",
+                "is none of gate, trusted",
+            ),
+            (
+                "skill = 'echo'\naccept-from = 'min-polo=x'",
+                "is none of gate, trusted",
+            ),
             ("capability = 'skills=all'", "it follows from --skill"),
             ("capability = 'model'", "is not key=value"),
             ("credits = 4097", "from 1 to 4096"),
@@ -423,16 +483,30 @@ mod tests {
         ];
         for (file, expected) in table {
             let error = node(file).expect_err(file);
-            assert!(error.message.contains(expected), "{file}: {}", error.message);
+            assert!(
+                error.message.contains(expected),
+                "{file}: {}",
+                error.message
+            );
         }
         let long = format!("capability = 'k={}'", "x".repeat(1_025));
-        assert!(node(&long).expect_err("too long").message.contains("1025 bytes, at most 1024"));
+        assert!(
+            node(&long)
+                .expect_err("too long")
+                .message
+                .contains("1025 bytes, at most 1024")
+        );
     }
 
     #[test]
     fn a_socket_path_beyond_the_kernels_limit_is_refused() {
         let long = settings(&format!("socket = '/tmp/{}'", "x".repeat(95)));
-        assert!(socket_path(&long).expect_err("100 bytes").message.contains("at most 99"));
+        assert!(
+            socket_path(&long)
+                .expect_err("100 bytes")
+                .message
+                .contains("at most 99")
+        );
         let fits = settings(&format!("socket = '/tmp/{}'", "x".repeat(94)));
         assert!(socket_path(&fits).is_ok());
         // Its requester's name may be too long even then.
@@ -460,6 +534,9 @@ mod tests {
         assert_eq!(core_list("0-3,8"), [0, 1, 2, 3, 8]);
         assert_eq!(core_list("5"), [5]);
         assert!(core_list("").is_empty());
-        assert!(!allowed_cores().is_empty(), "this process runs on some core");
+        assert!(
+            !allowed_cores().is_empty(),
+            "this process runs on some core"
+        );
     }
 }

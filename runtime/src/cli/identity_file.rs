@@ -108,12 +108,16 @@ pub fn load_or_create(path: &Path) -> Result<(Identity, Source), Failure> {
 /// # Errors
 /// If it cannot be created.
 pub fn create_folder(folder: &Path) -> Result<(), Failure> {
-    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| {
-        Failure::environment(format!(
-            "state: the folder {} could not be created: {error}; name another one with --state",
-            folder.display()
-        ))
-    })
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(|error| {
+            Failure::environment(format!(
+                "state: the folder {} could not be created: {error}; name another one with --state",
+                folder.display()
+            ))
+        })
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -159,7 +163,9 @@ fn read(path: &Path, reader: Reader) -> Result<Identity, ReadError> {
         ));
     }
     let mut text = String::new();
-    file.take(IDENTITY_LEN_MAX).read_to_string(&mut text).map_err(unreadable)?;
+    file.take(IDENTITY_LEN_MAX)
+        .read_to_string(&mut text)
+        .map_err(unreadable)?;
     Identity::from_json(&text).or_else(|fault| {
         refuse(format!(
             "identity: {shown}: {fault}; move it away for a new identity, whose polo starts at 0"
@@ -177,8 +183,11 @@ fn create(path: &Path, identity: &Identity) -> std::io::Result<()> {
     aws_lc_rs::rand::fill(&mut suffix).map_err(|_| std::io::Error::other("no random bytes"))?;
     let beside = folder.join(format!(".identity-{:016x}", u64::from_be_bytes(suffix)));
     let written = (|| {
-        let mut file =
-            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&beside)?;
         file.write_all(identity.to_json().as_bytes())?;
         file.write_all(b"\n")?;
         file.sync_all()?;
@@ -196,7 +205,11 @@ mod tests {
     use super::*;
 
     fn mode(path: &Path) -> u32 {
-        std::fs::metadata(path).expect("exists").permissions().mode() & 0o777
+        std::fs::metadata(path)
+            .expect("exists")
+            .permissions()
+            .mode()
+            & 0o777
     }
 
     #[test]
@@ -224,7 +237,9 @@ mod tests {
             let failure = load_or_create(&path).expect_err("too open");
             assert_eq!(failure.exit, Exit::Usage);
             assert!(
-                failure.message.ends_with(&format!("run: chmod 600 {}", path.display())),
+                failure
+                    .message
+                    .ends_with(&format!("run: chmod 600 {}", path.display())),
                 "{}",
                 failure.message
             );
@@ -260,7 +275,10 @@ mod tests {
     fn what_is_no_identity_is_refused_and_kept() {
         let folder = tempfile::tempdir().expect("temporary folder");
         let path = folder.path().join("id.json");
-        let table = [("{}", "not a JSON object with"), (&"x".repeat(5_000), "has 5000 bytes")];
+        let table = [
+            ("{}", "not a JSON object with"),
+            (&"x".repeat(5_000), "has 5000 bytes"),
+        ];
         for (text, expected) in table {
             std::fs::write(&path, text).expect("written");
             std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).expect("mode");
@@ -278,7 +296,10 @@ mod tests {
             let threads: Vec<_> = (0..8)
                 .map(|_| scope.spawn(|| load_or_create(&path).expect("created").0.public()))
                 .collect();
-            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+            threads
+                .into_iter()
+                .map(|thread| thread.join().expect("no panic"))
+                .collect()
         });
         assert!(keys.iter().all(|key| *key == keys[0]));
     }

@@ -18,7 +18,11 @@ use super::settings::{self as s, Setting, Settings};
 /// If it cannot listen.
 pub fn start_in_memory() -> Result<RegistryHandle, Failure> {
     let listen = SocketAddr::new(REGISTRY_DEFAULT.ip(), 0);
-    start(Config { listen, beacon: None, ..Config::default() })
+    start(Config {
+        listen,
+        beacon: None,
+        ..Config::default()
+    })
 }
 
 /// The names under which the addresses of a registry are set: `up` runs a tunnel beside it, so its
@@ -32,10 +36,15 @@ pub struct Names {
 }
 
 /// For `ramjet registry`.
-pub const ALONE: Names = Names { listen: s::LISTEN, beacon: s::BEACON };
+pub const ALONE: Names = Names {
+    listen: s::LISTEN,
+    beacon: s::BEACON,
+};
 /// For `ramjet up`.
-pub const BESIDE_A_NODE: Names =
-    Names { listen: s::REGISTRY_LISTEN, beacon: s::REGISTRY_BEACON };
+pub const BESIDE_A_NODE: Names = Names {
+    listen: s::REGISTRY_LISTEN,
+    beacon: s::REGISTRY_BEACON,
+};
 
 /// Where the registry of these settings listens.
 ///
@@ -63,7 +72,9 @@ pub fn start_from(
         listen: listen_address(settings, names)?,
         beacon,
         allow_unsigned_polo: settings.flag(s::ALLOW_UNSIGNED_POLO)?.unwrap_or(false),
-        polo_policy: settings.choice(s::POLO_POLICY, &policies)?.unwrap_or(Policy::Article),
+        polo_policy: settings
+            .choice(s::POLO_POLICY, &policies)?
+            .unwrap_or(Policy::Article),
         byte_log: settings.path(s::BYTE_LOG),
         state_dir: Some(folder.clone()),
         ..Config::default()

@@ -2,18 +2,19 @@
 //!
 //! | part | holds |
 //! |---|---|
-//! | [`args`], [`settings`] | what was typed; what it means over environment and file |
+//! | [`args`], [`arg_groups`], [`settings`] | what was typed; what it means |
 //! | [`exit`], [`output`] | exit codes and failures; data and talk |
-//! | [`host`], [`market`], [`access`] | what starts from settings; the registry inside; whom to ask |
+//! | [`host`], [`market`], [`access`] | what starts; the registry inside; whom to ask |
 //! | [`identity_file`], [`signals`], [`notify`] | key file, signals, systemd |
-//! | [`text`], [`jobs`], [`printer`], [`engage`] | lines, what is sent, answers in order, the timeline |
-//! | one file a command | `demo`, `up`, `registry`, `node`, `resolve`, `submit`, `polo`, `status`, `engagements`, `bench`, `doctor` |
+//! | [`text`], [`jobs`], [`printer`], [`engage`] | lines, tasks, answers in order, timeline |
+//! | `demo`, `up`, `node`, … | one file a command |
 //!
 //! Invariants: standard output holds data and nothing else; every failure names what to do next and
 //! ends in one of the exit codes of [`exit`]. Absent: protocol. The command line calls the public
 //! interface of the library, as any other program would.
 
 pub mod access;
+pub mod arg_groups;
 pub mod args;
 mod bench;
 mod demo;
@@ -60,7 +61,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are no errors and go to standard output.
-            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Ok };
+            let exit = if error.use_stderr() {
+                Exit::Usage
+            } else {
+                Exit::Ok
+            };
             let _ = error.print();
             return ExitCode::from(exit.code());
         }
@@ -85,16 +90,31 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn prepare(cli: &Cli, output: &mut Output) -> Result<Settings, Failure> {
     let environment = std::env::vars_os().filter_map(|(name, value)| {
-        Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
+        Some((
+            name.into_string().ok()?,
+            value.to_string_lossy().into_owned(),
+        ))
     });
     let file = config_file(cli.common.config.as_deref())?;
-    let file = file.as_ref().map(|(path, text)| (path.as_path(), text.as_str()));
+    let file = file
+        .as_ref()
+        .map(|(path, text)| (path.as_path(), text.as_str()));
     let settings = Settings::resolve(cli.layer(), environment, file)?;
-    let colors = [("auto", Color::Auto), ("always", Color::Always), ("never", Color::Never)];
+    let colors = [
+        ("auto", Color::Auto),
+        ("always", Color::Always),
+        ("never", Color::Never),
+    ];
     if let Some(color) = settings.choice(settings::COLOR, &colors)? {
         *output = Output::new(cli.common.json, color);
     }
-    start_log(&settings, matches!(cli.command, Command::Up(_) | Command::Registry(_) | Command::Node(_)))?;
+    start_log(
+        &settings,
+        matches!(
+            cli.command,
+            Command::Up(_) | Command::Registry(_) | Command::Node(_)
+        ),
+    )?;
     Ok(settings)
 }
 
@@ -113,11 +133,16 @@ fn config_file(named: Option<&Path>) -> Result<Option<(PathBuf, String)>, Failur
             .chain([PathBuf::from("/etc/ramjet/ramjet.toml")])
             .find(|path| path.is_file())
     };
-    let Some(path) = named.or_else(usual) else { return Ok(None) };
+    let Some(path) = named.or_else(usual) else {
+        return Ok(None);
+    };
     let refuse = |why: String| Failure::usage(format!("config: {}: {why}", path.display()));
     let metadata = std::fs::metadata(&path).map_err(|error| refuse(error.to_string()))?;
     if metadata.len() > CONFIG_LEN_MAX {
-        return Err(refuse(format!("{} bytes, at most {CONFIG_LEN_MAX}", metadata.len())));
+        return Err(refuse(format!(
+            "{} bytes, at most {CONFIG_LEN_MAX}",
+            metadata.len()
+        )));
     }
     let text = std::fs::read_to_string(&path).map_err(|error| refuse(error.to_string()))?;
     Ok(Some((path, text)))
@@ -127,7 +152,9 @@ fn config_file(named: Option<&Path>) -> Result<Option<(PathBuf, String)>, Failur
 fn start_log(settings: &Settings, service: bool) -> Result<(), Failure> {
     let default = if service { "info" } else { "warn" };
     let filter = settings
-        .parsed(settings::LOG, |text| EnvFilter::try_new(text).map_err(|error| error.to_string()))?
+        .parsed(settings::LOG, |text| {
+            EnvFilter::try_new(text).map_err(|error| error.to_string())
+        })?
         .pop()
         .unwrap_or_else(|| EnvFilter::new(default));
     // A second initialisation happens only where a test calls twice; the first one stays.

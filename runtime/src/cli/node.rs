@@ -21,8 +21,11 @@ use super::signals::Signals;
 use crate::node::{Node, NodeConfig};
 
 /// A node offers what it is told to offer, by the article's gate.
-const DEFAULTS: ServeDefaults =
-    ServeDefaults { skills: &[], accept_from: AcceptFrom::Gate, task_ready: false };
+const DEFAULTS: ServeDefaults = ServeDefaults {
+    skills: &[],
+    accept_from: AcceptFrom::Gate,
+    task_ready: false,
+};
 
 /// How long one look at the registration lasts before signals are looked at.
 const LOOK: Duration = Duration::from_millis(200);
@@ -89,7 +92,9 @@ fn wait_registered(
             break;
         }
         if look == LOOKS_IN_SILENCE {
-            output.say(&format!("waiting for the registry at {registry}: {missing}"));
+            output.say(&format!(
+                "waiting for the registry at {registry}: {missing}"
+            ));
         }
     }
     Ok(false)
@@ -98,14 +103,19 @@ fn wait_registered(
 /// Says where a new identity was put: it is what polo belongs to.
 pub(super) fn tell_identity(source: &Source, output: &Output) {
     if let Source::Created(path) = source {
-        output.say(&format!("created the identity {}; its polo is yours, so keep it", path.display()));
+        output.say(&format!(
+            "created the identity {}; its polo is yours, so keep it",
+            path.display()
+        ));
     }
 }
 
 /// Drains and stops a node.
 pub(super) fn stop(node: &Node, signal: &str, output: &Output) -> Result<Exit, Failure> {
     notify(STOPPING);
-    output.say(&format!("{signal}: finishing what runs; once more ends at once"));
+    output.say(&format!(
+        "{signal}: finishing what runs; once more ends at once"
+    ));
     node.shutdown()?;
     Ok(Exit::Ok)
 }

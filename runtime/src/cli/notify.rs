@@ -12,7 +12,9 @@ pub const STOPPING: &str = "STOPPING=1";
 
 /// Tells systemd `state`. A failure is logged and changes nothing: the service works without.
 pub fn notify(state: &str) {
-    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
     if let Err(error) = send(socket.as_bytes(), state) {
         tracing::warn!(socket = %socket.display(), %error, "systemd was not told {state}");
     }

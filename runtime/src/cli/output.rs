@@ -67,12 +67,24 @@ impl Output {
             Color::Never => false,
             Color::Auto => terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
         };
-        Output { json, terminal, colored, silent: false, bar: None }
+        Output {
+            json,
+            terminal,
+            colored,
+            silent: false,
+            bar: None,
+        }
     }
 
     /// Says nothing on standard error.
     pub fn quiet() -> Self {
-        Output { json: false, terminal: false, colored: false, silent: true, bar: None }
+        Output {
+            json: false,
+            terminal: false,
+            colored: false,
+            silent: true,
+            bar: None,
+        }
     }
 
     /// One line of talk, above the progress bar if there is one.
@@ -92,7 +104,11 @@ impl Output {
 
     /// `text` in a colour, if colours are on.
     pub fn paint(&self, paint: Paint, text: &str) -> String {
-        if self.colored { format!("\x1b[{}m{text}\x1b[0m", paint.code()) } else { text.to_owned() }
+        if self.colored {
+            format!("\x1b[{}m{text}\x1b[0m", paint.code())
+        } else {
+            text.to_owned()
+        }
     }
 
     /// One line of data.
@@ -127,7 +143,8 @@ impl Output {
         if !self.terminal {
             return;
         }
-        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(10));
+        let bar =
+            ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(10));
         let template = "  {bar:32} {human_pos}/{human_len}  {msg}";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
@@ -177,8 +194,11 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let lines: Vec<String> = lines
         .iter()
         .map(|line| {
-            let cells: Vec<String> =
-                line.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+            let cells: Vec<String> = line
+                .iter()
+                .zip(&widths)
+                .map(|(cell, width)| format!("{cell:width$}"))
+                .collect();
             cells.join("  ").trim_end().to_owned()
         })
         .collect();
@@ -188,7 +208,13 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
 /// `text` with every control character replaced by U+FFFD.
 pub fn printable(text: &str) -> String {
     text.chars()
-        .map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c })
+        .map(|c| {
+            if c.is_control() {
+                char::REPLACEMENT_CHARACTER
+            } else {
+                c
+            }
+        })
         .collect()
 }
 
@@ -207,11 +233,18 @@ pub fn grouped(number: u64) -> String {
 
 /// `singular` or `plural` after its number.
 pub fn counted(number: u64, singular: &str, plural: &str) -> String {
-    format!("{} {}", grouped(number), if number == 1 { singular } else { plural })
+    format!(
+        "{} {}",
+        grouped(number),
+        if number == 1 { singular } else { plural }
+    )
 }
 
 /// Nanoseconds as microseconds.
-#[expect(clippy::cast_precision_loss, reason = "a latency has no more than three digits of meaning")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a latency has no more than three digits of meaning"
+)]
 pub fn micros(nanos: u64) -> f64 {
     nanos as f64 / 1e3
 }
@@ -228,10 +261,17 @@ pub fn latency(nanos: u64) -> String {
 }
 
 /// How many a second; 0 in no time.
-#[expect(clippy::cast_precision_loss, reason = "a rate has no more than four digits of meaning")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a rate has no more than four digits of meaning"
+)]
 pub fn per_second(count: u64, elapsed: Duration) -> f64 {
     let seconds = elapsed.as_secs_f64();
-    if seconds > 0.0 { count as f64 / seconds } else { 0.0 }
+    if seconds > 0.0 {
+        count as f64 / seconds
+    } else {
+        0.0
+    }
 }
 
 /// A rate as people read it.
@@ -256,8 +296,16 @@ mod tests {
     #[test]
     fn a_table_aligns_its_columns_and_shows_no_control_character() {
         let rows = vec![
-            vec!["0:0000.0000.0007".to_owned(), "89".to_owned(), "langid".to_owned()],
-            vec!["0:0000.0000.0012".to_owned(), "-1".to_owned(), "a\x1b[2Jb".to_owned()],
+            vec![
+                "0:0000.0000.0007".to_owned(),
+                "89".to_owned(),
+                "langid".to_owned(),
+            ],
+            vec![
+                "0:0000.0000.0012".to_owned(),
+                "-1".to_owned(),
+                "a\x1b[2Jb".to_owned(),
+            ],
         ];
         assert_eq!(
             table(&["ADDRESS", "POLO", "SKILLS"], &rows),
@@ -270,7 +318,12 @@ mod tests {
 
     #[test]
     fn numbers_are_grouped_by_thousands() {
-        let table = [(0, "0"), (999, "999"), (1_000, "1,000"), (1_234_567, "1,234,567")];
+        let table = [
+            (0, "0"),
+            (999, "999"),
+            (1_000, "1,000"),
+            (1_234_567, "1,234,567"),
+        ];
         for (number, text) in table {
             assert_eq!(grouped(number), text);
         }
@@ -304,7 +357,13 @@ mod tests {
     #[test]
     fn a_reader_that_went_away_is_an_interruption_without_words() {
         let failure = stdout_failure(ErrorKind::BrokenPipe.into());
-        assert_eq!((failure.exit, failure.message.as_str()), (Exit::Interrupted, ""));
-        assert_eq!(stdout_failure(ErrorKind::StorageFull.into()).exit, Exit::Environment);
+        assert_eq!(
+            (failure.exit, failure.message.as_str()),
+            (Exit::Interrupted, "")
+        );
+        assert_eq!(
+            stdout_failure(ErrorKind::StorageFull.into()).exit,
+            Exit::Environment
+        );
     }
 }

@@ -25,7 +25,9 @@ pub(super) fn run(
         return Ok(Exit::Ok);
     }
     output.data(&standing.polo.to_string())?;
-    let name = standing.hostname.map(|name| format!(" ({})", printable(&name)));
+    let name = standing
+        .hostname
+        .map(|name| format!(" ({})", printable(&name)));
     output.say(&format!(
         "node {} at {}{}: worked in {} with {}; requested {}, of its offers {} expired",
         standing.node,

@@ -94,7 +94,8 @@ impl<W: Write> Printer<W> {
         let mut given_up = 0;
         while self.next < lines {
             if !self.waiting.contains_key(&self.next) {
-                self.waiting.insert(self.next, (Collected::Refused(reason), Vec::new()));
+                self.waiting
+                    .insert(self.next, (Collected::Refused(reason), Vec::new()));
                 given_up += 1;
             }
             self.print_due().map_err(stdout_failure)?;
@@ -137,7 +138,8 @@ impl<W: Write> Printer<W> {
         match self.faults_told {
             ..=FAULTS_TOLD_MAX => self.output.say(&format!("line {}: {why}", line + 1)),
             told if told == FAULTS_TOLD_MAX + 1 => {
-                self.output.say("further lines without a result are counted, not listed");
+                self.output
+                    .say("further lines without a result are counted, not listed");
             }
             _ => {}
         }
@@ -286,9 +288,17 @@ mod tests {
             (3, job::Answer::Done(&[0xff])),
         ]);
         let left = printer.run(&first, true).expect("a sink");
-        assert_eq!(left, Attempt { not_run: vec![1, 2] });
+        assert_eq!(
+            left,
+            Attempt {
+                not_run: vec![1, 2]
+            }
+        );
         let second = attempt(&[(1, job::Answer::Failed(b"no")), (2, lost)]);
-        assert_eq!(printer.run(&second, false).expect("a sink"), Attempt::default());
+        assert_eq!(
+            printer.run(&second, false).expect("a sink"),
+            Attempt::default()
+        );
         assert_eq!(
             sink.text(),
             concat!(
@@ -316,7 +326,9 @@ mod tests {
         let (attempts, attempts_in) = unbounded();
         let (failed, failures) = unbounded();
         let thread = spawn(printer, attempts_in, unbounded().0, failed);
-        attempts.send((attempt(&[(0, job::Answer::Done(b"zero"))]), false)).expect("waits");
+        attempts
+            .send((attempt(&[(0, job::Answer::Done(b"zero"))]), false))
+            .expect("waits");
         let failure = failures.recv().expect("it failed");
         assert_eq!(failure.exit, super::super::exit::Exit::Interrupted);
         thread.join().expect("no panic");

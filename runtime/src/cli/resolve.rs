@@ -58,7 +58,12 @@ fn query(args: &ResolveArgs) -> Result<Query, Failure> {
             filters.len()
         )));
     }
-    Ok(Query { task_ready, filters, min_polo: args.min_polo, limit: args.limit })
+    Ok(Query {
+        task_ready,
+        filters,
+        min_polo: args.min_polo,
+        limit: args.limit,
+    })
 }
 
 fn row(worker: &WorkerRow) -> Vec<String> {
@@ -80,7 +85,9 @@ mod tests {
 
     fn parse(line: &str) -> Result<Query, Failure> {
         let cli = Cli::try_parse_from(line.split_whitespace()).expect("valid");
-        let Command::Resolve(args) = cli.command else { panic!("resolve") };
+        let Command::Resolve(args) = cli.command else {
+            panic!("resolve")
+        };
         query(&args)
     }
 
@@ -93,15 +100,28 @@ mod tests {
         .expect("valid");
         assert!(query.task_ready);
         assert_eq!((query.min_polo, query.limit), (Some(-2), 5));
-        let filters: Vec<_> = query.filters.iter().map(|f| format!("{}={}", f.key, f.value)).collect();
+        let filters: Vec<_> = query
+            .filters
+            .iter()
+            .map(|f| format!("{}={}", f.key, f.value))
+            .collect();
         assert_eq!(filters, ["skills=echo", "model=m"]);
     }
 
     #[test]
     fn an_unknown_capability_and_too_many_filters_are_refused() {
         let error = parse("ramjet resolve --capability task_ready").expect_err("unknown");
-        assert!(error.message.ends_with("did you mean \"task-ready\"?"), "{}", error.message);
+        assert!(
+            error.message.ends_with("did you mean \"task-ready\"?"),
+            "{}",
+            error.message
+        );
         let many = format!("ramjet resolve{}", " --filter a=b".repeat(FILTERS_MAX + 1));
-        assert!(parse(&many).expect_err("too many").message.contains("17 of them, at most 16"));
+        assert!(
+            parse(&many)
+                .expect_err("too many")
+                .message
+                .contains("17 of them, at most 16")
+        );
     }
 }

@@ -1,9 +1,10 @@
 //! What the settings mean, wherever they were written.
 //!
 //! Every setting has one name and three spellings: the flag `--task-ready`, the variable
-//! `RAMJET_TASK_READY`, and the key `task-ready` in the TOML file. A flag wins over the environment,
-//! the environment over the file, and the file over the default. All three arrive as text and are
-//! read by the same accessor, so that a value has the same bounds and the same error everywhere.
+//! `RAMJET_TASK_READY`, and the key `task-ready` in the TOML file. A flag wins over the
+//! environment, the environment over the file, and the file over the default. All three arrive as
+//! text and are read by the same accessor, so that a value has the same bounds and the same error
+//! everywhere.
 //!
 //! Invariants: an unknown key or `RAMJET_` variable is an error that suggests the nearest name; an
 //! error names where the value stands, the value, the bound, and what to do.
@@ -29,7 +30,10 @@ pub struct Setting {
 impl Setting {
     /// The name of its environment variable.
     pub fn variable(self) -> String {
-        format!("{VARIABLE_PREFIX}{}", self.name.to_ascii_uppercase().replace('-', "_"))
+        format!(
+            "{VARIABLE_PREFIX}{}",
+            self.name.to_ascii_uppercase().replace('-', "_")
+        )
     }
 }
 
@@ -48,7 +52,7 @@ macro_rules! settings {
 
 settings! {
     ACCEPT_FROM "accept-from" "whom a skill serves beyond the polo gate";
-    ALLOW_UNSIGNED_POLO "allow-unsigned-polo" "whether the registry takes the unsigned polo messages of old Pilot";
+    ALLOW_UNSIGNED_POLO "allow-unsigned-polo" "whether unsigned polo messages are taken";
     BEACON "beacon" "the UDP address of the beacon";
     BYTE_LOG "byte-log" "a file for every byte the registry receives";
     CAPABILITY "capability" "what a node says it can do";
@@ -173,7 +177,11 @@ impl Settings {
     fn find(&self, setting: Setting) -> Option<Found<'_>> {
         self.layers.iter().find_map(|(origin, layer)| {
             let values = layer.0.get(setting.name)?;
-            Some(Found { setting, origin, values })
+            Some(Found {
+                setting,
+                origin,
+                values,
+            })
         })
     }
 
@@ -184,7 +192,8 @@ impl Settings {
 
     /// Whether it was typed as a flag.
     pub fn is_flag(&self, setting: Setting) -> bool {
-        self.find(setting).is_some_and(|found| *found.origin == Origin::Flag)
+        self.find(setting)
+            .is_some_and(|found| *found.origin == Origin::Flag)
     }
 
     /// The text of a setting.
@@ -194,7 +203,9 @@ impl Settings {
 
     /// The texts of a setting that may be repeated.
     pub fn texts(&self, setting: Setting) -> Vec<String> {
-        self.find(setting).map(|found| found.values.to_vec()).unwrap_or_default()
+        self.find(setting)
+            .map(|found| found.values.to_vec())
+            .unwrap_or_default()
     }
 
     /// A path.
@@ -206,11 +217,17 @@ impl Settings {
     ///
     /// # Errors
     /// If it is none, or outside.
-    pub fn number<T>(&self, setting: Setting, range: RangeInclusive<T>) -> Result<Option<T>, Failure>
+    pub fn number<T>(
+        &self,
+        setting: Setting,
+        range: RangeInclusive<T>,
+    ) -> Result<Option<T>, Failure>
     where
         T: FromStr + PartialOrd + fmt::Display,
     {
-        let Some(found) = self.find(setting) else { return Ok(None) };
+        let Some(found) = self.find(setting) else {
+            return Ok(None);
+        };
         match found.one().parse() {
             Ok(number) if range.contains(&number) => Ok(Some(number)),
             _ => Err(found.refuse(
@@ -242,14 +259,19 @@ impl Settings {
         setting: Setting,
         choices: &[(&str, T)],
     ) -> Result<Option<T>, Failure> {
-        let Some(found) = self.find(setting) else { return Ok(None) };
+        let Some(found) = self.find(setting) else {
+            return Ok(None);
+        };
         let value = found.one();
         if let Some((_, choice)) = choices.iter().find(|(word, _)| *word == value) {
             return Ok(Some(*choice));
         }
         let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
         let meant = suggestion(value, words.iter().copied());
-        Err(found.refuse(value, format_args!("is none of {}{meant}", words.join(", "))))
+        Err(found.refuse(
+            value,
+            format_args!("is none of {}{meant}", words.join(", ")),
+        ))
     }
 
     /// An `address:port`; a host name is looked up.
@@ -257,7 +279,9 @@ impl Settings {
     /// # Errors
     /// If it is none, or the name has no address.
     pub fn address(&self, setting: Setting) -> Result<Option<SocketAddr>, Failure> {
-        let Some(found) = self.find(setting) else { return Ok(None) };
+        let Some(found) = self.find(setting) else {
+            return Ok(None);
+        };
         let value = found.one();
         if let Ok(address) = value.parse() {
             return Ok(Some(address));
@@ -295,7 +319,9 @@ impl Settings {
         setting: Setting,
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> Result<Vec<T>, Failure> {
-        let Some(found) = self.find(setting) else { return Ok(Vec::new()) };
+        let Some(found) = self.find(setting) else {
+            return Ok(Vec::new());
+        };
         found
             .values
             .iter()
@@ -324,9 +350,10 @@ fn environment_layer(
         // Lists are written with commas: no skill, core or capability key holds one, and a
         // capability value that does belongs into the file.
         let values = match *setting {
-            SKILL | CORES | CAPABILITY | ACCEPT_FROM => {
-                value.split(',').map(|member| member.trim().to_owned()).collect()
-            }
+            SKILL | CORES | CAPABILITY | ACCEPT_FROM => value
+                .split(',')
+                .map(|member| member.trim().to_owned())
+                .collect(),
             _ => vec![value],
         };
         layer.0.insert(setting.name, values);
@@ -336,20 +363,26 @@ fn environment_layer(
 
 fn file_layer(path: &Path, text: &str) -> Result<Layer, Failure> {
     let file = path.display();
-    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
-        Failure::usage(format!("{file}: no TOML: {error}"))
-    })?;
+    let table: toml::Table = text
+        .parse()
+        .map_err(|error: toml::de::Error| Failure::usage(format!("{file}: no TOML: {error}")))?;
     let mut layer = Layer::default();
     for (key, value) in table {
         let Some(setting) = SETTINGS.iter().find(|setting| setting.name == key) else {
             let meant = suggestion(&key, SETTINGS.iter().map(|setting| setting.name));
-            return Err(Failure::usage(format!("{file}: there is no key {key:?}{meant}")));
+            return Err(Failure::usage(format!(
+                "{file}: there is no key {key:?}{meant}"
+            )));
         };
         let texts = texts_of(*setting, &value).ok_or_else(|| {
             Failure::usage(format!(
                 "{file}: {key} cannot be a {}; it takes text, a number, true or false{}",
                 value.type_str(),
-                if takes_table(*setting) { ", a list of these, or a table of them" } else { "" }
+                if takes_table(*setting) {
+                    ", a list of these, or a table of them"
+                } else {
+                    ""
+                }
             ))
         })?;
         layer.0.insert(setting.name, texts);
@@ -402,8 +435,9 @@ mod tests {
         environment: &[(&str, &str)],
         file: &str,
     ) -> Result<Settings, Failure> {
-        let environment =
-            environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let environment = environment
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         Settings::resolve(flags, environment, Some((Path::new("ramjet.toml"), file)))
     }
 
@@ -447,9 +481,18 @@ mod tests {
     fn an_error_names_place_value_and_bound() {
         let none = Layer::default;
         let table = [
-            (resolve(typed(WORKERS, "0"), &[], ""), "--workers: \"0\" is no whole number from 1 to 64"),
-            (resolve(none(), &[("RAMJET_WORKERS", "many")], ""), "RAMJET_WORKERS: \"many\" is no"),
-            (resolve(none(), &[], "workers = 65"), "workers in ramjet.toml: \"65\" is no whole"),
+            (
+                resolve(typed(WORKERS, "0"), &[], ""),
+                "--workers: \"0\" is no whole number from 1 to 64",
+            ),
+            (
+                resolve(none(), &[("RAMJET_WORKERS", "many")], ""),
+                "RAMJET_WORKERS: \"many\" is no",
+            ),
+            (
+                resolve(none(), &[], "workers = 65"),
+                "workers in ramjet.toml: \"65\" is no whole",
+            ),
         ];
         for (settings, expected) in table {
             let settings = settings.expect("known keys");
@@ -462,7 +505,9 @@ mod tests {
     #[test]
     fn a_word_outside_the_list_is_refused_with_the_list() {
         let settings = resolve(typed(IDLE, "spinn"), &[], "").expect("known");
-        let error = settings.choice(IDLE, &[("spin", 1), ("park", 2)]).expect_err("no choice");
+        let error = settings
+            .choice(IDLE, &[("spin", 1), ("park", 2)])
+            .expect_err("no choice");
         assert_eq!(
             error.message,
             "--idle: \"spinn\" is none of spin, park; did you mean \"spin\"?"
@@ -478,7 +523,11 @@ mod tests {
         capabilities.sort();
         assert_eq!(capabilities, ["max=5", "model=llama"]);
         let error = resolve(Layer::default(), &[], "[workers]\nn = 1").expect_err("no table");
-        assert!(error.message.contains("workers cannot be a table"), "{}", error.message);
+        assert!(
+            error.message.contains("workers cannot be a table"),
+            "{}",
+            error.message
+        );
         let variable = [("RAMJET_SKILL", "echo, sha256")];
         let settings = resolve(Layer::default(), &variable, file).expect("valid");
         assert_eq!(settings.texts(SKILL), ["echo", "sha256"]);
@@ -487,14 +536,23 @@ mod tests {
     #[test]
     fn an_address_needs_a_port_and_names_are_looked_up() {
         let address = |text: &str| {
-            resolve(typed(REGISTRY, text), &[], "").expect("known").address(REGISTRY)
+            resolve(typed(REGISTRY, text), &[], "")
+                .expect("known")
+                .address(REGISTRY)
         };
-        assert_eq!(address("127.0.0.1:9000"), Ok(Some(([127, 0, 0, 1], 9000).into())));
+        assert_eq!(
+            address("127.0.0.1:9000"),
+            Ok(Some(([127, 0, 0, 1], 9000).into()))
+        );
         let local = address("localhost:9000").expect("looked up").expect("set");
         assert!(local.ip().is_loopback());
         for text in ["127.0.0.1", "9000", ":9000", "host:99999"] {
             let error = address(text).expect_err(text);
-            assert!(error.message.contains("is no address with a port"), "{}", error.message);
+            assert!(
+                error.message.contains("is no address with a port"),
+                "{}",
+                error.message
+            );
         }
     }
 

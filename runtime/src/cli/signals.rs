@@ -23,8 +23,10 @@ impl Signals {
         let failed = |error: std::io::Error| {
             Failure::environment(format!("signals could not be caught: {error}"))
         };
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(failed)?;
         // Registered here, so that no signal is lost before the thread runs.
         let (mut interrupt, mut terminate) = {
             let _entered = runtime.enter();

@@ -22,23 +22,50 @@ pub(super) fn run(settings: &Settings, output: &mut Output) -> Result<Exit, Fail
 /// The status as people read it.
 fn page(status: &Status) -> String {
     let (registry, reached) = status.registry;
-    let polo = status.polo.map_or("not heard yet".to_owned(), |polo| polo.to_string());
+    let polo = status
+        .polo
+        .map_or("not heard yet".to_owned(), |polo| polo.to_string());
     let (workers, io, idle) = &status.workers;
-    let skills = if status.skills.is_empty() { "none".to_owned() } else { status.skills.join(", ") };
+    let skills = if status.skills.is_empty() {
+        "none".to_owned()
+    } else {
+        status.skills.join(", ")
+    };
     let uptime = humantime::format_duration(std::time::Duration::from_secs(status.uptime_s));
     let facts = [
         ("node", format!("{} at {}", status.node, status.address)),
-        ("hostname", status.hostname.clone().unwrap_or_else(|| "none".to_owned())),
+        (
+            "hostname",
+            status.hostname.clone().unwrap_or_else(|| "none".to_owned()),
+        ),
         ("listens", status.listen.to_string()),
-        ("registry", format!("{registry}, {}", if reached { "reached" } else { "not reached" })),
+        (
+            "registry",
+            format!(
+                "{registry}, {}",
+                if reached { "reached" } else { "not reached" }
+            ),
+        ),
         ("polo", polo),
-        ("skills", format!("{skills}{}", if status.task_ready { ", task-ready" } else { "" })),
+        (
+            "skills",
+            format!(
+                "{skills}{}",
+                if status.task_ready {
+                    ", task-ready"
+                } else {
+                    ""
+                }
+            ),
+        ),
         ("workers", format!("{workers}, {io}, {idle}")),
         ("up", uptime.to_string()),
         ("receipts", format!("{} wait to be settled", status.spooled)),
     ];
-    let mut page: Vec<String> =
-        facts.iter().map(|(name, fact)| format!("{name:<10}{}", printable(fact))).collect();
+    let mut page: Vec<String> = facts
+        .iter()
+        .map(|(name, fact)| format!("{name:<10}{}", printable(fact)))
+        .collect();
     if !status.engagements.is_empty() {
         let rows: Vec<_> = status
             .engagements
@@ -55,7 +82,15 @@ fn page(status: &Status) -> String {
                 ]
             })
             .collect();
-        let header = ["ENGAGEMENT", "SIDE", "PEER", "SKILL", "DONE", "ACCEPTED", "RECEIPT"];
+        let header = [
+            "ENGAGEMENT",
+            "SIDE",
+            "PEER",
+            "SKILL",
+            "DONE",
+            "ACCEPTED",
+            "RECEIPT",
+        ];
         page.extend([String::new(), table(&header, &rows)]);
     }
     let latencies: Vec<_> = status
@@ -68,7 +103,10 @@ fn page(status: &Status) -> String {
         })
         .collect();
     if !latencies.is_empty() {
-        page.extend([String::new(), table(&["LATENCY µs", "P50", "P99", "P99.9", "MAX"], &latencies)]);
+        page.extend([
+            String::new(),
+            table(&["LATENCY µs", "P50", "P99", "P99.9", "MAX"], &latencies),
+        ]);
     }
     let counters: Vec<_> = status
         .counters
@@ -126,8 +164,14 @@ mod tests {
             "handler     1.0  2.0  3.0    4.0",
             "dropped_replay  2,000",
         ] {
-            assert!(page.lines().any(|found| found == line), "{line:?} in\n{page}");
+            assert!(
+                page.lines().any(|found| found == line),
+                "{line:?} in\n{page}"
+            );
         }
-        assert!(!page.contains("bad_tag") && !page.contains("round_trip"), "{page}");
+        assert!(
+            !page.contains("bad_tag") && !page.contains("round_trip"),
+            "{page}"
+        );
     }
 }

@@ -53,7 +53,13 @@ pub(super) fn run(
     let signals = Signals::install()?;
     let mut timeline = Timeline::start();
     let requester = Requester::open(settings, output, &mut timeline)?;
-    let mut submission = Submission { args, text, signals, output, timeline };
+    let mut submission = Submission {
+        args,
+        text,
+        signals,
+        output,
+        timeline,
+    };
     let done = if args.input.lines.is_some() {
         submission.lines(&requester)
     } else {
@@ -71,15 +77,27 @@ fn check(args: &SubmitArgs) -> Result<(), Failure> {
         Err(Failure::usage(format!("--{flag}: {value} {bound}")))
     };
     if !is_skill_name(&args.skill) {
-        return refuse("skill", &args.skill, "must be 1 to 64 bytes of [a-z0-9._-]".to_owned());
+        return refuse(
+            "skill",
+            &args.skill,
+            "must be 1 to 64 bytes of [a-z0-9._-]".to_owned(),
+        );
     }
     if duration_s(args.timeout).is_none() {
         let shown = humantime::format_duration(args.timeout);
-        return refuse("timeout", &shown, format!("is more than {DURATION_S_MAX} s"));
+        return refuse(
+            "timeout",
+            &shown,
+            format!("is more than {DURATION_S_MAX} s"),
+        );
     }
     if accept_deadline_ms(args.accept_timeout).is_none() {
         let shown = humantime::format_duration(args.accept_timeout);
-        return refuse("accept-timeout", &shown, format!("is more than {ACCEPT_DEADLINE_MS_MAX} ms"));
+        return refuse(
+            "accept-timeout",
+            &shown,
+            format!("is more than {ACCEPT_DEADLINE_MS_MAX} ms"),
+        );
     }
     Ok(())
 }
@@ -87,7 +105,9 @@ fn check(args: &SubmitArgs) -> Result<(), Failure> {
 /// Whole seconds, rounded up; `None` beyond the limit of an engagement.
 fn duration_s(timeout: Duration) -> Option<u32> {
     let seconds = timeout.as_secs() + u64::from(timeout.subsec_nanos() > 0);
-    u32::try_from(seconds).ok().filter(|seconds| *seconds <= DURATION_S_MAX)
+    u32::try_from(seconds)
+        .ok()
+        .filter(|seconds| *seconds <= DURATION_S_MAX)
 }
 
 /// Whole milliseconds, at least 1; `None` beyond the limit of an offer.
@@ -192,7 +212,11 @@ struct Ran {
 
 impl Submission<'_> {
     fn verdict(&self) -> Verdict {
-        if self.args.reject { Verdict::Reject } else { Verdict::Accept }
+        if self.args.reject {
+            Verdict::Reject
+        } else {
+            Verdict::Accept
+        }
     }
 
     /// Makes one offer for `lines` and follows it to its end.
@@ -247,41 +271,67 @@ impl Submission<'_> {
             let answered = live.answered();
             output.move_bar(answered, || rate(per_second(answered, begun.elapsed())));
         };
-        let followed =
-            engage::follow(&events, self.output, &mut self.timeline, &interrupts, &mut look);
+        let followed = engage::follow(
+            &events,
+            self.output,
+            &mut self.timeline,
+            &interrupts,
+            &mut look,
+        );
         self.output.end_bar();
         let mut followed = followed?;
         let elapsed = begun.elapsed();
         // The job tells what it measured, and the printer its last answers, as it is dropped.
         drop(followed.end.job.take());
-        let measured = reported.recv().map_err(|_| Failure::environment("the job was lost"))?;
+        let measured = reported
+            .recv()
+            .map_err(|_| Failure::environment("the job was lost"))?;
         engage::mark_end(&followed, self.output, &mut self.timeline);
-        Ok(Ran { followed, measured, elapsed })
+        Ok(Ran {
+            followed,
+            measured,
+            elapsed,
+        })
     }
 
     fn single(&mut self, requester: &Requester) -> Result<Exit, Failure> {
         let (printer, batches) = unbounded();
         let flow = Arc::default();
-        let ran =
-            self.engage(requester, vec![0], &flow, printer, crossbeam::channel::never())?;
+        let ran = self.engage(
+            requester,
+            vec![0],
+            &flow,
+            printer,
+            crossbeam::channel::never(),
+        )?;
         let answer = batches.try_iter().find_map(|batch| {
-            batch.iter().next().map(|(_, what, bytes)| (what, bytes.to_vec()))
+            batch
+                .iter()
+                .next()
+                .map(|(_, what, bytes)| (what, bytes.to_vec()))
         });
         let mut object = self.object(&ran);
         if let Some((collected, bytes)) = &answer {
             object.extend(printer::object(*collected, bytes));
         }
-        let failure = match (&answer, engage::failure_of(&ran.followed.end.outcome, &self.args.skill)) {
+        let failure = match (
+            &answer,
+            engage::failure_of(&ran.followed.end.outcome, &self.args.skill),
+        ) {
             (_, Some(failure)) => Some(failure),
             (Some((Collected::Done, _)), None) => None,
             (Some((Collected::Failed, why)), None) => Some(Failure::new(
                 Exit::Failed,
                 format!("the task failed: {}", String::from_utf8_lossy(why)),
             )),
-            (Some((Collected::Refused(reason), _)), None) => {
-                Some(Failure::new(Exit::Failed, format!("the task was not run: {reason}")))
-            }
-            (None, None) => Some(Failure::new(Exit::Failed, "the engagement ended without an answer")),
+            (Some((Collected::Refused(reason), _)), None) => Some(Failure::new(
+                Exit::Failed,
+                format!("the task was not run: {reason}"),
+            )),
+            (None, None) => Some(Failure::new(
+                Exit::Failed,
+                "the engagement ended without an answer",
+            )),
         };
         if let Some(mut failure) = failure {
             failure.details.append(&mut object);
@@ -323,18 +373,33 @@ impl Submission<'_> {
             self.timeline.mark(
                 self.output,
                 "resubmitted",
-                counted(lines.len() as u64, "line without an answer", "lines without an answer"),
+                counted(
+                    lines.len() as u64,
+                    "line without an answer",
+                    "lines without an answer",
+                ),
             );
         };
         drop(attempts);
-        let mut printer = thread.join().map_err(|_| Failure::environment("the printer panicked"))?;
+        let mut printer = thread
+            .join()
+            .map_err(|_| Failure::environment("the printer panicked"))?;
         let given_up = printer.give_up(count, "lost")?;
-        let ran = Ran { followed: last.followed, measured: total, elapsed };
+        let ran = Ran {
+            followed: last.followed,
+            measured: total,
+            elapsed,
+        };
         self.summary(&ran, given_up)
     }
 
     fn attempts_made(&self) -> u32 {
-        let made = self.timeline.marks().iter().filter(|mark| mark.step == "resubmitted").count();
+        let made = self
+            .timeline
+            .marks()
+            .iter()
+            .filter(|mark| mark.step == "resubmitted")
+            .count();
         u32::try_from(made).unwrap_or(u32::MAX)
     }
 
@@ -352,17 +417,27 @@ impl Submission<'_> {
             ("refused".to_owned(), json!(measured.refused)),
             ("never_run".to_owned(), given_up.into()),
             ("elapsed_s".to_owned(), json!(ran.elapsed.as_secs_f64())),
-            ("tasks_per_s".to_owned(), json!(tenth(per_second(done, ran.elapsed)))),
+            (
+                "tasks_per_s".to_owned(),
+                json!(tenth(per_second(done, ran.elapsed))),
+            ),
         ]);
-        let failure = engage::failure_of(&ran.followed.end.outcome, &self.args.skill).or_else(|| {
-            let first = measured.first_fault.as_deref().unwrap_or("lines were never run");
-            (done < lines).then(|| {
-                Failure::new(
-                    Exit::Failed,
-                    format!("{} of {lines} lines have a result; first fault: {first}", grouped(done)),
-                )
-            })
-        });
+        let failure =
+            engage::failure_of(&ran.followed.end.outcome, &self.args.skill).or_else(|| {
+                let first = measured
+                    .first_fault
+                    .as_deref()
+                    .unwrap_or("lines were never run");
+                (done < lines).then(|| {
+                    Failure::new(
+                        Exit::Failed,
+                        format!(
+                            "{} of {lines} lines have a result; first fault: {first}",
+                            grouped(done)
+                        ),
+                    )
+                })
+            });
         if let Some(failure) = failure {
             return Err(failure.with("summary", Value::Object(object)));
         }
@@ -398,7 +473,10 @@ impl Submission<'_> {
         if let Some(granted) = &ran.followed.granted {
             object.insert("engagement".to_owned(), granted.engagement.into());
             object.insert("worker".to_owned(), granted.worker.into());
-            object.insert("worker_address".to_owned(), granted.worker_address.clone().into());
+            object.insert(
+                "worker_address".to_owned(),
+                granted.worker_address.clone().into(),
+            );
             object.insert("polo".to_owned(), json!(ran.followed.changes()));
             object.insert("latency_us".to_owned(), latency_object(&ran.measured));
         }
@@ -418,12 +496,16 @@ fn write_result(result: &[u8]) -> std::io::Result<()> {
 }
 
 fn lost_printer(failed: &Receiver<Failure>) -> Failure {
-    failed.try_recv().unwrap_or_else(|_| Failure::environment("the printer ended"))
+    failed
+        .try_recv()
+        .unwrap_or_else(|_| Failure::environment("the printer ended"))
 }
 
 /// Lines of an attempt that have no answer: those that came back unrun, and those never handed out.
 fn unfinished(offered: &[u32], issued: u64, attempt: Attempt) -> Vec<u32> {
-    let issued = usize::try_from(issued).unwrap_or(usize::MAX).min(offered.len());
+    let issued = usize::try_from(issued)
+        .unwrap_or(usize::MAX)
+        .min(offered.len());
     let mut lines = attempt.not_run;
     lines.extend_from_slice(&offered[issued..]);
     lines
@@ -431,7 +513,10 @@ fn unfinished(offered: &[u32], issued: u64, attempt: Attempt) -> Vec<u32> {
 
 /// Whether another worker could do what this one left.
 fn worth_another(outcome: &EngageOutcome) -> bool {
-    matches!(outcome, EngageOutcome::Closed(_) | EngageOutcome::Settled | EngageOutcome::Spooled)
+    matches!(
+        outcome,
+        EngageOutcome::Closed(_) | EngageOutcome::Settled | EngageOutcome::Spooled
+    )
 }
 
 /// Adds the counts of a further attempt. What came back unrun was not the end of its line.
@@ -443,7 +528,10 @@ fn add(total: &mut Measured, attempt: &Measured) {
     total.repeated += attempt.repeated;
     total.busy_ns += attempt.busy_ns;
     total.refused.clone_from(&attempt.refused);
-    total.round_trip.add(&attempt.round_trip).expect("same bounds");
+    total
+        .round_trip
+        .add(&attempt.round_trip)
+        .expect("same bounds");
     if total.first_fault.is_none() {
         total.first_fault.clone_from(&attempt.first_fault);
     }
@@ -466,7 +554,9 @@ mod tests {
     #[test]
     fn lines_without_an_answer_are_those_unrun_and_those_never_handed_out() {
         let offered = [2, 3, 5, 7, 11];
-        let attempt = Attempt { not_run: vec![2, 5] };
+        let attempt = Attempt {
+            not_run: vec![2, 5],
+        };
         assert_eq!(unfinished(&offered, 3, attempt), [2, 5, 7, 11]);
         assert!(unfinished(&offered, 5, Attempt::default()).is_empty());
     }
@@ -485,10 +575,19 @@ mod tests {
         assert_eq!(checked(&format!("{line} echo")), Ok(()));
         for (arguments, expected) in [
             ("Echo", "--skill: Echo must be 1 to 64 bytes of [a-z0-9._-]"),
-            ("echo --timeout 2days", "--timeout: 2days is more than 86400 s"),
-            ("echo --accept-timeout 6m", "--accept-timeout: 6m is more than 300000 ms"),
+            (
+                "echo --timeout 2days",
+                "--timeout: 2days is more than 86400 s",
+            ),
+            (
+                "echo --accept-timeout 6m",
+                "--accept-timeout: 6m is more than 300000 ms",
+            ),
         ] {
-            assert_eq!(checked(&format!("{line} {arguments}")), Err(expected.to_owned()));
+            assert_eq!(
+                checked(&format!("{line} {arguments}")),
+                Err(expected.to_owned())
+            );
         }
     }
 }

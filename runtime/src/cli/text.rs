@@ -4,7 +4,7 @@
 //! copy of their own, and a line that is too long for a datagram is a slice of the same block.
 //!
 //! Line ends are `\n` and `\r\n`; the last line needs none. Limits: [`TEXT_LEN_MAX`] bytes,
-//! [`LINES_MAX`] lines, [`TASK_LEN_MAX`] bytes a line; what goes beyond is refused by file and line.
+//! [`LINES_MAX`] lines, [`TASK_LEN_MAX`] bytes a line; what is beyond is refused by file and line.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -31,7 +31,11 @@ pub enum Source {
 impl Source {
     /// Reads `-` as standard input.
     pub fn of(path: &std::path::Path) -> Self {
-        if path.as_os_str() == "-" { Source::Stdin } else { Source::File(path.to_owned()) }
+        if path.as_os_str() == "-" {
+            Source::Stdin
+        } else {
+            Source::File(path.to_owned())
+        }
     }
 
     fn name(&self) -> String {
@@ -82,7 +86,10 @@ impl Text {
     pub fn of_lines(name: &str, bytes: Bytes, empty: EmptyLines) -> Result<Self, Failure> {
         let mut spans = Vec::new();
         split(name, &bytes, 0, empty, &mut spans)?;
-        Ok(Text { block: bytes, spans })
+        Ok(Text {
+            block: bytes,
+            spans,
+        })
     }
 
     /// The lines of all `sources`, one after the other.
@@ -98,7 +105,10 @@ impl Text {
             })?;
             split(&source.name(), &block, start, empty, &mut spans)?;
         }
-        Ok(Text { block: block.into(), spans })
+        Ok(Text {
+            block: block.into(),
+            spans,
+        })
     }
 
     /// One payload, whatever bytes it holds.
@@ -112,8 +122,14 @@ impl Text {
                 payload.len()
             )));
         }
-        let spans = vec![Span { start: 0, len: narrow(payload.len()) }];
-        Ok(Text { block: payload, spans })
+        let spans = vec![Span {
+            start: 0,
+            len: narrow(payload.len()),
+        }];
+        Ok(Text {
+            block: payload,
+            spans,
+        })
     }
 
     /// The whole of `source` as one payload.
@@ -147,7 +163,8 @@ impl Text {
     /// The same as a share of the block.
     pub fn share(&self, index: usize) -> Bytes {
         let Span { start, len } = self.spans[index];
-        self.block.slice(start as usize..start as usize + len as usize)
+        self.block
+            .slice(start as usize..start as usize + len as usize)
     }
 
     /// Bytes in all lines, without their ends.
@@ -178,7 +195,10 @@ fn split(
     while line_start < block.len() {
         number += 1;
         let rest = &block[line_start..];
-        let end = rest.iter().position(|byte| *byte == b'\n').unwrap_or(rest.len());
+        let end = rest
+            .iter()
+            .position(|byte| *byte == b'\n')
+            .unwrap_or(rest.len());
         let line = rest[..end].strip_suffix(b"\r").unwrap_or(&rest[..end]);
         if line.len() > TASK_LEN_MAX {
             return Err(Failure::usage(format!(
@@ -193,7 +213,10 @@ fn split(
                      submit it in parts"
                 )));
             }
-            spans.push(Span { start: narrow(line_start), len: narrow(line.len()) });
+            spans.push(Span {
+                start: narrow(line_start),
+                len: narrow(line.len()),
+            });
         }
         line_start += end + 1;
     }
@@ -266,7 +289,11 @@ mod tests {
     fn a_missing_file_is_named() {
         let error = Text::read(&[Source::File("/no/such/file".into())], EmptyLines::Keep)
             .expect_err("missing");
-        assert!(error.message.starts_with("/no/such/file could not be read"), "{}", error.message);
+        assert!(
+            error.message.starts_with("/no/such/file could not be read"),
+            "{}",
+            error.message
+        );
         assert_eq!(Source::of(std::path::Path::new("-")), Source::Stdin);
     }
 

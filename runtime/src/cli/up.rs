@@ -27,8 +27,11 @@ use crate::skills;
 use crate::worker::{Idle, IoKind};
 
 /// A host that is brought up offers all it has to itself.
-const DEFAULTS: ServeDefaults =
-    ServeDefaults { skills: &skills::NAMES, accept_from: AcceptFrom::Trusted, task_ready: true };
+const DEFAULTS: ServeDefaults = ServeDefaults {
+    skills: &skills::NAMES,
+    accept_from: AcceptFrom::Trusted,
+    task_ready: true,
+};
 /// The requester's identity in the state folder.
 const REQUESTER_IDENTITY_FILE: &str = "requester.json";
 /// The requester's spool in the state folder.
@@ -40,7 +43,11 @@ pub(super) fn run(
     output: &mut Output,
 ) -> Result<Exit, Failure> {
     let signals = Signals::install()?;
-    host::check_serving(settings, market::listen_address(settings, market::BESIDE_A_NODE)?, &DEFAULTS)?;
+    host::check_serving(
+        settings,
+        market::listen_address(settings, market::BESIDE_A_NODE)?,
+        &DEFAULTS,
+    )?;
     let state = host::state_folder(settings)?;
     identity_file::create_folder(&state)?;
     let named = settings.path(s::IDENTITY);
@@ -53,13 +60,16 @@ pub(super) fn run(
     // Both nodes are described before anything starts, so that a wrong setting starts nothing.
     let listen = market::listen_address(settings, market::BESIDE_A_NODE)?;
     let mut worker = host::serving_node(settings, listen, identity, &DEFAULTS)?;
-    let mut requester =
-        host::bare_node(listen, requester_identity, requester_threads(worker.io));
+    let mut requester = host::bare_node(listen, requester_identity, requester_threads(worker.io));
     requester.socket = Some(host::requester_socket_path(settings)?);
     requester.state = Some(state.join(REQUESTER_FOLDER));
     identity_file::create_folder(&state.join(REQUESTER_FOLDER))?;
 
-    let registry = market::start_from(settings, market::BESIDE_A_NODE, state.join(host::REGISTRY_FOLDER))?;
+    let registry = market::start_from(
+        settings,
+        market::BESIDE_A_NODE,
+        state.join(host::REGISTRY_FOLDER),
+    )?;
     for config in [&mut worker, &mut requester] {
         config.registry = reachable(registry.tcp_addr());
         config.registry_key = Some(registry.public_key());
@@ -97,7 +107,9 @@ pub(super) fn run(
     notify(READY);
     let signal = signals.received.recv().unwrap_or("a signal");
     notify(STOPPING);
-    output.say(&format!("{signal}: finishing what runs; once more ends at once"));
+    output.say(&format!(
+        "{signal}: finishing what runs; once more ends at once"
+    ));
     // The requester first: it has the last receipts to sign.
     let stopped = [requester.shutdown(), worker.shutdown()];
     let told = market::stop(registry, output);
@@ -131,7 +143,12 @@ pub(super) fn start_both(
 
 /// A requester for the programs of a host sleeps while there is nothing to do.
 fn requester_threads(io: IoKind) -> Threads {
-    Threads { workers: 1, cores: Vec::new(), io, idle: Idle::Park }
+    Threads {
+        workers: 1,
+        cores: Vec::new(),
+        io,
+        idle: Idle::Park,
+    }
 }
 
 /// Where a registry that listens on `address` is reached from its own host.

@@ -25,13 +25,18 @@ impl Plane {
     /// Signs the next receipt if there is anything to sign for, and if the last one has had its
     /// chance to come back.
     pub(crate) fn sign_receipt(&mut self, engagement: EngagementId, at: Moment) {
-        let Some(row) = self.by_engagement.get(&engagement).and_then(|id| self.requesting.get_mut(id))
+        let Some(row) = self
+            .by_engagement
+            .get(&engagement)
+            .and_then(|id| self.requesting.get_mut(id))
         else {
             return;
         };
         let last = matches!(row.state, RequestState::Accounting { .. });
         let judged = row.judged();
-        let Some(granted) = &mut row.granted else { return };
+        let Some(granted) = &mut row.granted else {
+            return;
+        };
         if granted.account.in_flight() && !last && at.now.since(row.receipt_at) < REPLACE {
             return;
         }
@@ -39,14 +44,20 @@ impl Plane {
         // A client that judges later than the answers come leaves the receipt due until it has.
         let answered = row.totals.done.saturating_add(row.totals.failed);
         let receipt = granted.account.next(&judged);
-        row.receipt_due &= receipt.is_none_or(|receipt| covered(&receipt) < answered)
-            && row.verdicts.is_some();
+        row.receipt_due &=
+            receipt.is_none_or(|receipt| covered(&receipt) < answered) && row.verdicts.is_some();
         let Some(receipt) = receipt else { return };
         let half = granted.account.sign(receipt, &self.config.identity);
         let worker = granted.worker;
         self.spool.put(Side::Requester, &granted.bytes, half, false);
         let receipt = Box::new(half.encode());
-        self.command_after_commit(worker, Command::Receipt { engagement, receipt });
+        self.command_after_commit(
+            worker,
+            Command::Receipt {
+                engagement,
+                receipt,
+            },
+        );
         self.count("receipts_signed");
     }
 
@@ -58,16 +69,24 @@ impl Plane {
         at: Moment,
     ) {
         let ours = self.config.identity.public();
-        let Some(row) = self.by_engagement.get(&engagement).and_then(|id| self.requesting.get_mut(id))
+        let Some(row) = self
+            .by_engagement
+            .get(&engagement)
+            .and_then(|id| self.requesting.get_mut(id))
         else {
             self.count("receipt_unknown_engagement");
             return;
         };
         // A row that is over was not waited for, but what it signed for is still to be settled.
-        let last = matches!(row.state, RequestState::Accounting { .. } | RequestState::Over { .. });
+        let last = matches!(
+            row.state,
+            RequestState::Accounting { .. } | RequestState::Over { .. }
+        );
         let due = row.receipt_due;
         let settled_k = row.settlement.as_ref().map_or(0, |settlement| settlement.k);
-        let Some(granted) = &mut row.granted else { return };
+        let Some(granted) = &mut row.granted else {
+            return;
+        };
         match granted.account.countersigned(bytes, &ours) {
             // The worker's settlement was faster than its countersignature: nothing is owed.
             Ok(Some(whole)) if whole.receipt.k <= settled_k => {
@@ -100,15 +119,21 @@ impl Plane {
         at: Moment,
     ) {
         let until = at.now + self.config.timings.grace;
-        let Some(&id) = self.by_engagement.get(&engagement) else { return };
-        let Some(row) = self.requesting.get_mut(&id) else { return };
+        let Some(&id) = self.by_engagement.get(&engagement) else {
+            return;
+        };
+        let Some(row) = self.requesting.get_mut(&id) else {
+            return;
+        };
         (row.totals, row.job) = (totals, Some(job));
         if !row.is_live() {
             return;
         }
         row.state = RequestState::Accounting { until };
         self.sign_receipt(engagement, at);
-        let Some(row) = self.requesting.get(&id) else { return };
+        let Some(row) = self.requesting.get(&id) else {
+            return;
+        };
         let Some(granted) = &row.granted else { return };
         if granted.account.in_flight() {
             return;
@@ -137,11 +162,21 @@ impl Plane {
             && let Some(row) = self.requesting.get_mut(&id)
             && row.is_live()
         {
-            if row.settlement.as_ref().is_none_or(|earlier| earlier.k <= settlement.k) {
+            if row
+                .settlement
+                .as_ref()
+                .is_none_or(|earlier| earlier.k <= settlement.k)
+            {
                 row.settlement = Some(settlement.clone());
             }
-            let newest = row.granted.as_ref().map_or(0, |granted| granted.account.newest_k());
-            let whole = row.granted.as_ref().map_or(0, |granted| granted.account.whole_k());
+            let newest = row
+                .granted
+                .as_ref()
+                .map_or(0, |granted| granted.account.newest_k());
+            let whole = row
+                .granted
+                .as_ref()
+                .map_or(0, |granted| granted.account.whole_k());
             let outcome = match &row.state {
                 RequestState::Accounting { .. } if settlement.k >= newest => {
                     Some(EngageOutcome::Settled)

@@ -37,9 +37,17 @@ impl Advertiser {
         if !names.is_empty() {
             capabilities.insert("skills".to_owned(), names.join(","));
         }
-        let accept_from =
-            skills.iter().map(|skill| (skill.name.clone(), skill.accept_from)).collect();
-        Advertiser { capabilities, accept_from, lease_s, sequence: 0, due_at: Time::ZERO }
+        let accept_from = skills
+            .iter()
+            .map(|skill| (skill.name.clone(), skill.accept_from))
+            .collect();
+        Advertiser {
+            capabilities,
+            accept_from,
+            lease_s,
+            sequence: 0,
+            due_at: Time::ZERO,
+        }
     }
 
     /// What is wrong with what it would say.
@@ -100,20 +108,32 @@ mod tests {
     use super::*;
 
     fn at(seconds: u64, unix_ms: u64) -> Moment {
-        Moment { now: Time::from_nanos(seconds * 1_000_000_000), unix_ms }
+        Moment {
+            now: Time::from_nanos(seconds * 1_000_000_000),
+            unix_ms,
+        }
     }
 
     #[test]
     fn it_is_renewed_after_a_third_and_its_sequence_never_goes_back() {
         let capabilities = BTreeMap::from([("model".to_owned(), "m".to_owned())]);
         let mut advertiser = Advertiser::new(&[], &capabilities, 60);
-        let first = advertiser.take_due(NodeId(3), true, at(0, 1_000)).expect("due at once");
-        assert_eq!((first.node, first.task_ready, first.sequence), (NodeId(3), true, 1_000));
+        let first = advertiser
+            .take_due(NodeId(3), true, at(0, 1_000))
+            .expect("due at once");
+        assert_eq!(
+            (first.node, first.task_ready, first.sequence),
+            (NodeId(3), true, 1_000)
+        );
         assert_eq!(advertiser.take_due(NodeId(3), true, at(19, 20_000)), None);
-        let second = advertiser.take_due(NodeId(3), true, at(20, 500)).expect("after a third");
+        let second = advertiser
+            .take_due(NodeId(3), true, at(20, 500))
+            .expect("after a third");
         assert_eq!(second.sequence, 1_001);
         advertiser.hurry(at(21, 0).now);
-        let third = advertiser.take_due(NodeId(3), false, at(21, 600)).expect("hurried");
+        let third = advertiser
+            .take_due(NodeId(3), false, at(21, 600))
+            .expect("hurried");
         assert!(!third.task_ready && third.sequence == 1_002);
         let mut silent = Advertiser::new(&[], &BTreeMap::new(), 60);
         assert_eq!(silent.take_due(NodeId(3), true, at(0, 0)), None);

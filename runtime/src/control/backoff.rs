@@ -14,7 +14,11 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     pub(crate) fn new(min: Duration, max: Duration) -> Self {
-        Backoff { min, max, next: min }
+        Backoff {
+            min,
+            max,
+            next: min,
+        }
     }
 
     /// The next pause: between half and the whole of the current step, by `entropy`.
@@ -43,7 +47,10 @@ mod tests {
         let mut step = min;
         for round in 0..12_u64 {
             let pause = backoff.pause(round.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-            assert!(pause >= step / 2 && pause < step, "round {round}: {pause:?} of {step:?}");
+            assert!(
+                pause >= step / 2 && pause < step,
+                "round {round}: {pause:?} of {step:?}"
+            );
             step = (step * 2).min(max);
         }
         backoff.reset();

@@ -97,12 +97,16 @@ pub(crate) struct Granted {
 impl Requesting {
     /// The totals that count: the client's judgement, where it comes later than the answer.
     pub(crate) fn judged(&self) -> Totals {
-        self.verdicts.as_ref().map_or(self.totals, |verdicts| verdicts.adjust(self.totals))
+        self.verdicts
+            .as_ref()
+            .map_or(self.totals, |verdicts| verdicts.adjust(self.totals))
     }
 
     /// Whether the registry stands at receipt `k` or a later one.
     pub(crate) fn is_settled(&self, k: u32) -> bool {
-        self.settlement.as_ref().is_some_and(|settlement| settlement.k >= k)
+        self.settlement
+            .as_ref()
+            .is_some_and(|settlement| settlement.k >= k)
     }
 
     /// Whether its caller still waits.
@@ -167,7 +171,11 @@ pub(crate) fn terms(
 
 /// Whether a worker with this policy serves a requester, as far as the worker can tell: who is
 /// trusted is the registry's knowledge, and so is polo that moved since it was last heard of.
-pub(crate) fn policy_allows(policy: AcceptFrom, requester_polo: i64, own_polo: Option<i64>) -> bool {
+pub(crate) fn policy_allows(
+    policy: AcceptFrom,
+    requester_polo: i64,
+    own_polo: Option<i64>,
+) -> bool {
     let met = own_polo.is_none_or(|own| requester_polo >= own);
     match policy {
         AcceptFrom::Gate => met,
@@ -190,7 +198,9 @@ pub(crate) fn gate_holds(grant: &Grant, policy: AcceptFrom) -> bool {
 
 /// The endpoint of a grant message: text that may name no address.
 pub(crate) fn endpoint(text: &str) -> Option<SocketAddr> {
-    text.parse().ok().filter(|endpoint: &SocketAddr| endpoint.port() != 0)
+    text.parse()
+        .ok()
+        .filter(|endpoint: &SocketAddr| endpoint.port() != 0)
 }
 
 /// The caller's end of an engagement.
@@ -246,7 +256,11 @@ mod tests {
             (AcceptFrom::Anyone, -9, Some(5), true),
         ];
         for (policy, requester, own, allowed) in rows {
-            assert_eq!(policy_allows(policy, requester, own), allowed, "{policy} {requester}");
+            assert_eq!(
+                policy_allows(policy, requester, own),
+                allowed,
+                "{policy} {requester}"
+            );
         }
     }
 
@@ -261,7 +275,10 @@ mod tests {
     #[test]
     fn progress_never_takes_the_room_of_the_last_event() {
         let (channel, receiver) = crossbeam::channel::bounded(EVENTS_MAX);
-        let mut events = Events::new(EventSink { channel, wake: None });
+        let mut events = Events::new(EventSink {
+            channel,
+            wake: None,
+        });
         for _ in 0..10 * EVENTS_MAX {
             events.tell(EngageEvent::Progress(Totals::default()));
         }

@@ -90,7 +90,9 @@ impl Shared {
 
     fn registration(&self) -> MutexGuard<'_, Registration> {
         // Its fields are replaced one by one and valid in between.
-        self.registration.lock().unwrap_or_else(PoisonError::into_inner)
+        self.registration
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Publishes a change and wakes whoever waits for it.
@@ -142,9 +144,9 @@ impl ControlHandle {
             Err(RecvTimeoutError::Timeout) => {
                 Err(NodeError(format!("{what}: no answer within {limit:?}")))
             }
-            Err(RecvTimeoutError::Disconnected) => {
-                Err(NodeError(format!("{what}: the node shut down before it answered")))
-            }
+            Err(RecvTimeoutError::Disconnected) => Err(NodeError(format!(
+                "{what}: the node shut down before it answered"
+            ))),
         }
     }
 
@@ -169,7 +171,10 @@ impl ControlHandle {
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() || registration.fatal {
-                let what = registration.last_error.as_deref().unwrap_or("it has not answered yet");
+                let what = registration
+                    .last_error
+                    .as_deref()
+                    .unwrap_or("it has not answered yet");
                 return Err(NodeError(format!(
                     "registry {}: not registered within {limit:?}: {what}",
                     self.shared.registry
@@ -185,9 +190,11 @@ impl ControlHandle {
     }
 
     pub(crate) fn engage(&self, request: EngageRequest) -> Result<Engagement, NodeError> {
-        let (channel, events): (_, Receiver<EngageEvent>) =
-            crossbeam::channel::bounded(EVENTS_MAX);
-        let events_sink = EventSink { channel, wake: None };
+        let (channel, events): (_, Receiver<EngageEvent>) = crossbeam::channel::bounded(EVENTS_MAX);
+        let events_sink = EventSink {
+            channel,
+            wake: None,
+        };
         self.ask("engage", self.shared.timings.ask, |respond| {
             Ask::Engage(Box::new(EngageAsk {
                 request,
@@ -200,12 +207,16 @@ impl ControlHandle {
     }
 
     pub(crate) fn resolve(&self, query: Query) -> Result<Vec<WorkerRow>, NodeError> {
-        self.ask("resolve", self.shared.timings.ask, |respond| Ask::Resolve(query, respond))
+        self.ask("resolve", self.shared.timings.ask, |respond| {
+            Ask::Resolve(query, respond)
+        })
     }
 
     pub(crate) fn standing(&self, who: &str) -> Result<Standing, NodeError> {
         let who = who.to_owned();
-        self.ask("standing", self.shared.timings.ask, |respond| Ask::Standing(who, respond))
+        self.ask("standing", self.shared.timings.ask, |respond| {
+            Ask::Standing(who, respond)
+        })
     }
 
     pub(crate) fn engagements(
@@ -220,7 +231,9 @@ impl ControlHandle {
     }
 
     pub(crate) fn trust(&self, node: NodeId) -> Result<(), NodeError> {
-        self.ask("trust", self.shared.timings.ask, |respond| Ask::Trust(node, respond))
+        self.ask("trust", self.shared.timings.ask, |respond| {
+            Ask::Trust(node, respond)
+        })
     }
 
     pub(crate) fn status(&self) -> Result<Status, NodeError> {
@@ -236,7 +249,12 @@ impl ControlHandle {
         // Running work, then the last settlements, then the workers.
         let limit = timings.drain + timings.grace + timings.ask;
         self.ask("shutdown", limit, Ask::Shutdown)?;
-        let thread = self.shared.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self
+            .shared
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         match thread.map(JoinHandle::join) {
             None | Some(Ok(Ok(()))) => Ok(()),
             Some(Ok(Err(error))) => Err(NodeError(error)),

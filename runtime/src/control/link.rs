@@ -151,8 +151,14 @@ impl Link {
 
     /// Why it is not ready, for people.
     pub(crate) fn away_text(&self) -> String {
-        let why = self.last_error.as_deref().unwrap_or("it has not answered yet");
-        format!("registry {}: not reached: {why}; it is tried again", self.config.registry)
+        let why = self
+            .last_error
+            .as_deref()
+            .unwrap_or("it has not answered yet");
+        format!(
+            "registry {}: not reached: {why}; it is tried again",
+            self.config.registry
+        )
     }
 
     /// What went wrong last, until the market is ready.
@@ -184,7 +190,10 @@ impl Link {
         match (wire, arrival) {
             (Wire::Pilot, Arrival::Up { generation }) => {
                 self.count("link_pilot_connects");
-                self.pilot = PilotWire { generation: Some(generation), ..PilotWire::default() };
+                self.pilot = PilotWire {
+                    generation: Some(generation),
+                    ..PilotWire::default()
+                };
                 self.pilot.heartbeat_at = Time::NEVER;
                 self.ask_pilot(PilotAsk::Register, now);
             }
@@ -222,13 +231,23 @@ impl Link {
             self.ask_market(Tag::Keepalive, RequestBody::Standing { who }, now);
         }
         let limit = self.config.timings.request;
-        if self.pilot.waiting.front().is_some_and(|(_, since)| now.since(*since) > limit) {
+        if self
+            .pilot
+            .waiting
+            .front()
+            .is_some_and(|(_, since)| now.since(*since) > limit)
+        {
             self.count("link_request_timeouts");
             self.drop_wire(Wire::Pilot, format!("no answer within {limit:?}"));
             // The same process serves both: what hangs for one hangs for the other.
             self.drop_wire(Wire::Market, format!("no answer within {limit:?}"));
         }
-        if self.market.waiting.first_key_value().is_some_and(|(_, (_, t))| now.since(*t) > limit) {
+        if self
+            .market
+            .waiting
+            .first_key_value()
+            .is_some_and(|(_, (_, t))| now.since(*t) > limit)
+        {
             self.count("link_request_timeouts");
             self.drop_wire(Wire::Market, format!("no answer within {limit:?}"));
         }
@@ -256,14 +275,27 @@ impl Link {
         }
         .message(ask);
         self.pilot.waiting.push_back((ask, now));
-        self.orders.push((Wire::Pilot, Order::Send { generation, message }));
+        self.orders.push((
+            Wire::Pilot,
+            Order::Send {
+                generation,
+                message,
+            },
+        ));
     }
 
     /// Asks the market; the answer comes as [`News::Reply`] or [`News::Failed`].
     pub(crate) fn ask_market(&mut self, tag: Tag, body: RequestBody, now: Time) {
         let internal = matches!(tag, Tag::Hello | Tag::Prove);
-        let open = if internal { self.market.stage != Stage::Down } else { self.is_ready() };
-        let Some(generation) = self.market.generation.filter(|_| open && !self.market.dropping)
+        let open = if internal {
+            self.market.stage != Stage::Down
+        } else {
+            self.is_ready()
+        };
+        let Some(generation) = self
+            .market
+            .generation
+            .filter(|_| open && !self.market.dropping)
         else {
             self.news.push(News::Failed(tag, self.away_text()));
             return;
@@ -278,7 +310,13 @@ impl Link {
         self.market.next_id += 1;
         let message = serde_json::to_vec(&Request { id, body }).expect("requests serialize");
         self.market.waiting.insert(id, (tag, now));
-        self.orders.push((Wire::Market, Order::Send { generation, message }));
+        self.orders.push((
+            Wire::Market,
+            Order::Send {
+                generation,
+                message,
+            },
+        ));
     }
 
     fn drop_wire(&mut self, wire: Wire, reason: String) {
@@ -388,7 +426,9 @@ impl Link {
 
     /// Begins the proof once both connections allow it.
     fn say_hello(&mut self, now: Time) {
-        let Some(node) = self.node.filter(|_| self.pilot.registered) else { return };
+        let Some(node) = self.node.filter(|_| self.pilot.registered) else {
+            return;
+        };
         if self.market.stage == Stage::AwaitingRegistration {
             self.market.stage = Stage::AwaitingNonce;
             self.ask_market(Tag::Hello, RequestBody::Hello { node }, now);
@@ -427,7 +467,13 @@ impl Link {
 
     fn market_reply(&mut self, tag: Tag, body: ReplyBody, now: Time) {
         match (tag, body) {
-            (Tag::Hello, ReplyBody::Hello { nonce, registry_key }) => {
+            (
+                Tag::Hello,
+                ReplyBody::Hello {
+                    nonce,
+                    registry_key,
+                },
+            ) => {
                 if let Err(reason) = self.pin.meet(registry_key) {
                     self.count("link_registry_key_refused");
                     tracing::error!(registry = %self.config.registry, %reason, "key refused");

@@ -87,9 +87,11 @@ pub(crate) fn bind(path: &Path) -> Result<LocalListener, String> {
         .and_then(|()| std::fs::rename(&partial, path))
         .and_then(|()| std::fs::metadata(path));
     match placed {
-        Ok(metadata) => {
-            Ok(LocalListener { listener, path: path.to_path_buf(), uid: metadata.uid() })
-        }
+        Ok(metadata) => Ok(LocalListener {
+            listener,
+            path: path.to_path_buf(),
+            uid: metadata.uid(),
+        }),
         Err(error) => {
             let _ = std::fs::remove_file(&partial);
             Err(named(error))
@@ -115,11 +117,12 @@ impl Drop for LocalServer {
 ///
 /// # Errors
 /// The runtime cannot watch the socket.
-pub(crate) fn serve(
-    listener: LocalListener,
-    handle: ControlHandle,
-) -> Result<LocalServer, String> {
-    let LocalListener { listener, path, uid } = listener;
+pub(crate) fn serve(listener: LocalListener, handle: ControlHandle) -> Result<LocalServer, String> {
+    let LocalListener {
+        listener,
+        path,
+        uid,
+    } = listener;
     let listener = UnixListener::from_std(listener)
         .map_err(|error| format!("socket {}: {error}", path.display()))?;
     let accepting = tokio::task::spawn_local(accept(listener, uid, handle));
@@ -140,13 +143,15 @@ async fn accept(listener: UnixListener, uid: u32, handle: ControlHandle) {
         };
         let peer = stream.peer_cred().map(|credentials| credentials.uid());
         let refusal = match peer {
-            Ok(peer) if peer != uid && peer != 0 => {
-                Some(format!("uid {peer} may not speak to this node of uid {uid}"))
-            }
-            Err(error) => Some(format!("the kernel does not name the client's uid: {error}")),
-            Ok(_) if Rc::strong_count(&open) > CONNECTIONS_MAX => {
-                Some(format!("{CONNECTIONS_MAX} local connections are open, the limit"))
-            }
+            Ok(peer) if peer != uid && peer != 0 => Some(format!(
+                "uid {peer} may not speak to this node of uid {uid}"
+            )),
+            Err(error) => Some(format!(
+                "the kernel does not name the client's uid: {error}"
+            )),
+            Ok(_) if Rc::strong_count(&open) > CONNECTIONS_MAX => Some(format!(
+                "{CONNECTIONS_MAX} local connections are open, the limit"
+            )),
             Ok(_) => None,
         };
         let place = Rc::clone(&open);
@@ -175,14 +180,16 @@ async fn converse(stream: UnixStream, handle: ControlHandle) -> io::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::with_capacity(64 << 10, reader);
     loop {
-        let Some((kind, body)) = read_frame(&mut reader).await? else { return Ok(()) };
+        let Some((kind, body)) = read_frame(&mut reader).await? else {
+            return Ok(());
+        };
         let reply = match parse(kind, &body) {
             Ok(LocalRequest::Submit(submit)) => {
                 return engage(reader, writer, handle, submit).await;
             }
-            Ok(LocalRequest::End {} | LocalRequest::Cancel {}) => {
-                LocalReply::Error { error: "nothing was submitted here to end".to_owned() }
-            }
+            Ok(LocalRequest::End {} | LocalRequest::Cancel {}) => LocalReply::Error {
+                error: "nothing was submitted here to end".to_owned(),
+            },
             Ok(request) => answer(&handle, request).await,
             Err(error) => LocalReply::Error { error },
         };
@@ -197,7 +204,10 @@ fn parse(kind: u8, body: &[u8]) -> Result<LocalRequest, String> {
         return Err(format!("a frame of kind {kind} before a submit"));
     }
     if body.len() > REQUEST_LEN_MAX {
-        return Err(format!("a request of {} bytes, at most {REQUEST_LEN_MAX}", body.len()));
+        return Err(format!(
+            "a request of {} bytes, at most {REQUEST_LEN_MAX}",
+            body.len()
+        ));
     }
     serde_json::from_slice(body).map_err(|error| format!("no request: {error}"))
 }
@@ -212,14 +222,20 @@ async fn put<T: Send + 'static>(
         // A client that left does not hear its answer.
         let _ = sender.send(answer);
     })))?;
-    receiver.await.unwrap_or_else(|_| Err(NodeError("the node is shutting down".to_owned())))
+    receiver
+        .await
+        .unwrap_or_else(|_| Err(NodeError("the node is shutting down".to_owned())))
 }
 
 async fn answer(handle: &ControlHandle, request: LocalRequest) -> LocalReply {
     let reply = match request {
-        LocalRequest::Status {} => put(handle, Ask::Status)
-            .await
-            .map(|status| LocalReply::Status { status: Box::new(status) }),
+        LocalRequest::Status {} => {
+            put(handle, Ask::Status)
+                .await
+                .map(|status| LocalReply::Status {
+                    status: Box::new(status),
+                })
+        }
         LocalRequest::Resolve { query } => put(handle, |respond| Ask::Resolve(query, respond))
             .await
             .map(|workers| LocalReply::Workers { workers }),
@@ -245,7 +261,9 @@ type Tokens = Rc<RefCell<BTreeMap<u64, TokenState>>>;
 enum TokenState {
     Running,
     /// Its result is with the client; the handler's time counts if it is accepted.
-    AwaitingVerdict { busy_ns: u64 },
+    AwaitingVerdict {
+        busy_ns: u64,
+    },
 }
 
 async fn engage(
@@ -255,10 +273,17 @@ async fn engage(
     submit: LocalSubmit,
 ) -> io::Result<()> {
     let (job, ends) = channel_job(submit.deadline_us);
-    let LocalEnds { tasks, answers, verdicts } = ends;
+    let LocalEnds {
+        tasks,
+        answers,
+        verdicts,
+    } = ends;
     let (channel, events) = crossbeam::channel::bounded(EVENTS_MAX);
     let wake = Arc::new(Notify::new());
-    let sink = EventSink { channel, wake: Some(Arc::clone(&wake)) };
+    let sink = EventSink {
+        channel,
+        wake: Some(Arc::clone(&wake)),
+    };
     let request = EngageRequest {
         skill: submit.skill,
         filters: submit.filters,
@@ -271,7 +296,12 @@ async fn engage(
     };
     let asked = put(&handle, |respond| {
         let verdicts = Some(Arc::clone(&verdicts));
-        Ask::Engage(Box::new(EngageAsk { request, events: sink, verdicts, respond }))
+        Ask::Engage(Box::new(EngageAsk {
+            request,
+            events: sink,
+            verdicts,
+            respond,
+        }))
     })
     .await;
     let mut out = Vec::new();
@@ -282,13 +312,29 @@ async fn engage(
             return writer.write_all(&out).await;
         }
     };
-    append_json(&mut out, &LocalReply::Submitted { offer, window: WINDOW_MAX });
+    append_json(
+        &mut out,
+        &LocalReply::Submitted {
+            offer,
+            window: WINDOW_MAX,
+        },
+    );
     let tokens = Tokens::default();
     let left = Rc::clone(&tokens);
-    let inward = Inward { tokens: Rc::clone(&tokens), verdicts: Arc::clone(&verdicts), tasks };
+    let inward = Inward {
+        tokens: Rc::clone(&tokens),
+        verdicts: Arc::clone(&verdicts),
+        tasks,
+    };
     let mut reading = tokio::task::spawn_local(inward.run(reader));
-    let mut outward =
-        Outward { writer, out, tokens, verdicts: Arc::clone(&verdicts), answers, events };
+    let mut outward = Outward {
+        writer,
+        out,
+        tokens,
+        verdicts: Arc::clone(&verdicts),
+        answers,
+        events,
+    };
     let outcome = tokio::select! {
         outcome = outward.run(&wake) => outcome,
         fault = &mut reading => {
@@ -350,7 +396,12 @@ impl Inward {
                     if self.tokens.borrow().len() >= WINDOW_MAX {
                         return fault(format!("more than {WINDOW_MAX} tasks in the window"));
                     }
-                    if self.tokens.borrow_mut().insert(token, TokenState::Running).is_some() {
+                    if self
+                        .tokens
+                        .borrow_mut()
+                        .insert(token, TokenState::Running)
+                        .is_some()
+                    {
                         return fault(format!("token {token} is in the window already"));
                     }
                     if sender.send(LocalTask { token, payload }).await.is_err() {
@@ -404,7 +455,12 @@ impl Outward {
                         self.append(answer);
                     }
                 }
-                append_json(&mut self.out, &LocalReply::Event { event: event.into() });
+                append_json(
+                    &mut self.out,
+                    &LocalReply::Event {
+                        event: event.into(),
+                    },
+                );
                 if ended {
                     let lost = self.verdicts.pieces_lost();
                     if lost > 0 {
@@ -415,7 +471,9 @@ impl Outward {
                 }
             }
             while self.out.len() < WRITE_LEN {
-                let Ok(answer) = self.answers.try_recv() else { break };
+                let Ok(answer) = self.answers.try_recv() else {
+                    break;
+                };
                 self.append(answer);
             }
             if !self.out.is_empty() {
@@ -437,19 +495,33 @@ impl Outward {
     /// be cut: then the length of that frame is the last thing it can read.
     async fn name(&mut self, fault: &io::Error) {
         if fault.kind() == io::ErrorKind::InvalidData && self.out.is_empty() {
-            append_json(&mut self.out, &LocalReply::Error { error: fault.to_string() });
+            append_json(
+                &mut self.out,
+                &LocalReply::Error {
+                    error: fault.to_string(),
+                },
+            );
             // A client that does not read is not waited for.
             let _ = tokio::time::timeout(NAMING, self.writer.write_all(&self.out)).await;
         }
     }
 
     fn append(&mut self, answer: LocalAnswer) {
-        let LocalAnswer { token, outcome, timing } = answer;
+        let LocalAnswer {
+            token,
+            outcome,
+            timing,
+        } = answer;
         self.verdicts.taken(&outcome);
         let mut tokens = self.tokens.borrow_mut();
         match &outcome {
             LocalOutcome::Done(bytes) => {
-                tokens.insert(token, TokenState::AwaitingVerdict { busy_ns: timing.busy_ns });
+                tokens.insert(
+                    token,
+                    TokenState::AwaitingVerdict {
+                        busy_ns: timing.busy_ns,
+                    },
+                );
                 append_answer(&mut self.out, token, AnswerStatus::Done, timing, bytes);
             }
             LocalOutcome::Failed(bytes) => {
@@ -469,9 +541,7 @@ impl Outward {
 }
 
 /// Reads one frame; `None` if the client closed between frames.
-async fn read_frame(
-    reader: &mut BufReader<OwnedReadHalf>,
-) -> io::Result<Option<(u8, Vec<u8>)>> {
+async fn read_frame(reader: &mut BufReader<OwnedReadHalf>) -> io::Result<Option<(u8, Vec<u8>)>> {
     let mut prefix = [0; 4];
     match reader.read_exact(&mut prefix).await {
         Ok(_) => {}

@@ -51,7 +51,9 @@ impl LocalClient {
     /// # Errors
     /// The path and why nobody can be spoken to there.
     pub fn connect(path: &Path) -> Result<LocalClient, NodeError> {
-        let client = LocalClient { path: path.to_path_buf() };
+        let client = LocalClient {
+            path: path.to_path_buf(),
+        };
         client.open().map(|_| client)
     }
 
@@ -82,7 +84,9 @@ impl LocalClient {
     /// # Errors
     /// As [`Self::status`], and the registry's.
     pub fn standing(&self, who: &str) -> Result<Standing, NodeError> {
-        match self.ask(&LocalRequest::Standing { who: who.to_owned() })? {
+        match self.ask(&LocalRequest::Standing {
+            who: who.to_owned(),
+        })? {
             LocalReply::Standing { standing } => Ok(standing),
             other => Err(self.odd(&other)),
         }
@@ -140,7 +144,9 @@ impl LocalClient {
         };
         let reader = stream.try_clone().map_err(|error| self.lost(&error))?;
         // From here on a silent node is a working one.
-        reader.set_read_timeout(None).map_err(|error| self.lost(&error))?;
+        reader
+            .set_read_timeout(None)
+            .map_err(|error| self.lost(&error))?;
         let (frames, inbox) = crossbeam::channel::bounded(INBOX_MAX);
         let (channel, events) = crossbeam::channel::bounded(EVENTS_MAX);
         let pump = Pump {
@@ -151,7 +157,10 @@ impl LocalClient {
             outstanding: BTreeSet::new(),
             ended: false,
             inbox,
-            events: Events::new(EventSink { channel, wake: None }),
+            events: Events::new(EventSink {
+                channel,
+                wake: None,
+            }),
         };
         let spawn = |name: &str| std::thread::Builder::new().name(name.to_owned());
         spawn("ramjet-local-read")
@@ -206,7 +215,10 @@ impl LocalClient {
     }
 
     fn odd(&self, reply: &LocalReply) -> NodeError {
-        NodeError(format!("socket {}: an unfitting reply: {reply:?}", self.path.display()))
+        NodeError(format!(
+            "socket {}: an unfitting reply: {reply:?}",
+            self.path.display()
+        ))
     }
 }
 
@@ -259,14 +271,20 @@ impl Pump {
                     Ok(false) => {}
                     Err(()) => return self.end_lost(),
                 }
-                next = if self.out.len() < WRITE_LEN { self.inbox.try_recv().ok() } else { None };
+                next = if self.out.len() < WRITE_LEN {
+                    self.inbox.try_recv().ok()
+                } else {
+                    None
+                };
             }
         }
     }
 
     /// Takes tasks from the job while the window has room; false if it has none just now.
     fn feed(&mut self, space: &mut [u8]) -> bool {
-        let Some(job) = &mut self.job else { return false };
+        let Some(job) = &mut self.job else {
+            return false;
+        };
         while !self.ended && self.outstanding.len() < self.window && self.out.len() < WRITE_LEN {
             match job.next(space, clock::now()) {
                 Next::Task { len, token } => {
@@ -289,7 +307,9 @@ impl Pump {
 
     /// Acts on one frame; true after the last event. An error is a node that breaks the protocol.
     fn take(&mut self, kind: u8, body: &[u8]) -> Result<bool, ()> {
-        let Some(job) = &mut self.job else { return Err(()) };
+        let Some(job) = &mut self.job else {
+            return Err(());
+        };
         match kind {
             KIND_ANSWER => {
                 let (token, status, timing, bytes) = read_answer(body).ok_or(())?;
@@ -341,7 +361,11 @@ impl Pump {
     fn settle_tokens(&mut self, refused: Refused) -> Option<Box<dyn Job>> {
         let mut job = self.job.take()?;
         for token in std::mem::take(&mut self.outstanding) {
-            job.answer(token, Answer::Refused(refused), crate::job::Timing::default());
+            job.answer(
+                token,
+                Answer::Refused(refused),
+                crate::job::Timing::default(),
+            );
         }
         Some(job)
     }

@@ -88,7 +88,8 @@ impl Verdicts {
 
     /// The connection took an answer off the queue.
     pub(crate) fn taken(&self, outcome: &LocalOutcome) {
-        self.waiting_bytes.fetch_sub(outcome.len(), Ordering::Relaxed);
+        self.waiting_bytes
+            .fetch_sub(outcome.len(), Ordering::Relaxed);
     }
 
     /// The client is gone: nothing further will be judged.
@@ -102,17 +103,21 @@ impl Verdicts {
     }
 
     fn is_judged(&self) -> bool {
-        let judged =
-            self.accepted.load(Ordering::Acquire) + self.rejected.load(Ordering::Acquire);
+        let judged = self.accepted.load(Ordering::Acquire) + self.rejected.load(Ordering::Acquire);
         judged >= self.results.load(Ordering::Acquire)
     }
 
     /// The totals as the client's judgement has them: only what it accepted counts as accepted.
     pub(crate) fn adjust(&self, totals: Totals) -> Totals {
         let accepted = self.accepted.load(Ordering::Acquire).min(totals.accepted);
-        let rejected =
-            self.rejected.load(Ordering::Acquire).min(totals.accepted - accepted);
-        let busy_ns = self.accepted_busy_ns.load(Ordering::Relaxed).min(totals.busy_ns);
+        let rejected = self
+            .rejected
+            .load(Ordering::Acquire)
+            .min(totals.accepted - accepted);
+        let busy_ns = self
+            .accepted_busy_ns
+            .load(Ordering::Relaxed)
+            .min(totals.busy_ns);
         // How long each task waited is known only in sum; the accepted ones bear their share.
         let share = u128::from(totals.staged_ns) * u128::from(accepted)
             / u128::from(totals.accepted.max(1));
@@ -155,7 +160,14 @@ pub(crate) fn channel_job(deadline_us: u32) -> (ChannelJob, LocalEnds) {
         deadline_us,
         outstanding: 0,
     };
-    (job, LocalEnds { tasks: task_sender, answers: answer_receiver, verdicts })
+    (
+        job,
+        LocalEnds {
+            tasks: task_sender,
+            answers: answer_receiver,
+            verdicts,
+        },
+    )
 }
 
 impl Job for ChannelJob {
@@ -174,7 +186,10 @@ impl Job for ChannelJob {
                 match space.get_mut(..payload.len()) {
                     Some(space) => {
                         space.copy_from_slice(&payload);
-                        Next::Task { len: payload.len(), token }
+                        Next::Task {
+                            len: payload.len(),
+                            token,
+                        }
                     }
                     None => Next::Large { payload, token },
                 }
@@ -204,8 +219,18 @@ impl Job for ChannelJob {
             Answer::Failed(why) => LocalOutcome::Failed(Bytes::copy_from_slice(why)),
             Answer::Refused(refused) => LocalOutcome::Refused(refused),
         };
-        self.verdicts.waiting_bytes.fetch_add(outcome.len(), Ordering::Relaxed);
-        if self.answers.try_send(LocalAnswer { token, outcome, timing }).is_err() {
+        self.verdicts
+            .waiting_bytes
+            .fetch_add(outcome.len(), Ordering::Relaxed);
+        if self
+            .answers
+            .try_send(LocalAnswer {
+                token,
+                outcome,
+                timing,
+            })
+            .is_err()
+        {
             // Room was kept for every task handed out, so the client is gone.
             self.verdicts.leave();
         }
@@ -218,8 +243,17 @@ impl Job for ChannelJob {
             return;
         }
         let outcome = LocalOutcome::Piece(Bytes::copy_from_slice(piece));
-        self.verdicts.waiting_bytes.fetch_add(outcome.len(), Ordering::Relaxed);
-        if self.answers.try_send(LocalAnswer { token, outcome, timing: Timing::default() }).is_err()
+        self.verdicts
+            .waiting_bytes
+            .fetch_add(outcome.len(), Ordering::Relaxed);
+        if self
+            .answers
+            .try_send(LocalAnswer {
+                token,
+                outcome,
+                timing: Timing::default(),
+            })
+            .is_err()
         {
             self.verdicts.leave();
         }
@@ -239,23 +273,44 @@ mod tests {
             let payload = Bytes::from_static(payload);
             assert!(ends.tasks.try_send(LocalTask { token, payload }).is_ok());
         }
-        assert_eq!(job.next(&mut space, Time::ZERO), Next::Task { len: 5, token: 1 });
+        assert_eq!(
+            job.next(&mut space, Time::ZERO),
+            Next::Task { len: 5, token: 1 }
+        );
         assert_eq!(&space[..5], b"small");
         let large = Bytes::from_static(b"larger than the space");
-        assert_eq!(job.next(&mut space, Time::ZERO), Next::Large { payload: large, token: 2 });
+        assert_eq!(
+            job.next(&mut space, Time::ZERO),
+            Next::Large {
+                payload: large,
+                token: 2
+            }
+        );
         drop(std::mem::replace(&mut ends.tasks, mpsc::channel(1).0));
-        let timing = Timing { round_trip_ns: 9, busy_ns: 100 };
+        let timing = Timing {
+            round_trip_ns: 9,
+            busy_ns: 100,
+        };
         assert_eq!(job.answer(1, Answer::Done(b"one"), timing), Verdict::Accept);
         assert_eq!(job.answer(2, Answer::Done(b"two"), timing), Verdict::Accept);
-        assert_eq!(job.next(&mut space, Time::ZERO), Next::Later, "nothing is judged yet");
+        assert_eq!(
+            job.next(&mut space, Time::ZERO),
+            Next::Later,
+            "nothing is judged yet"
+        );
         let first = ends.answers.try_recv().expect("an answer");
         assert_eq!((first.token, first.timing), (1, timing));
         ends.verdicts.judge(Verdict::Accept, 100);
         assert_eq!(job.next(&mut space, Time::ZERO), Next::Later);
         ends.verdicts.judge(Verdict::Reject, 100);
         assert_eq!(job.next(&mut space, Time::ZERO), Next::End);
-        let totals =
-            Totals { done: 2, accepted: 2, busy_ns: 200, staged_ns: 50, ..Totals::default() };
+        let totals = Totals {
+            done: 2,
+            accepted: 2,
+            busy_ns: 200,
+            staged_ns: 50,
+            ..Totals::default()
+        };
         let adjusted = ends.verdicts.adjust(totals);
         assert_eq!((adjusted.accepted, adjusted.rejected), (1, 1));
         assert_eq!((adjusted.busy_ns, adjusted.staged_ns), (100, 25));
@@ -266,18 +321,45 @@ mod tests {
         let (mut job, mut ends) = channel_job(0);
         let mut space = [0; 8];
         for token in 0..WINDOW_MAX as u64 {
-            assert!(ends.tasks.try_send(LocalTask { token, payload: Bytes::new() }).is_ok());
-            assert_eq!(job.next(&mut space, Time::ZERO), Next::Task { len: 0, token });
+            assert!(
+                ends.tasks
+                    .try_send(LocalTask {
+                        token,
+                        payload: Bytes::new()
+                    })
+                    .is_ok()
+            );
+            assert_eq!(
+                job.next(&mut space, Time::ZERO),
+                Next::Task { len: 0, token }
+            );
         }
-        let task = LocalTask { token: 5_000, payload: Bytes::new() };
+        let task = LocalTask {
+            token: 5_000,
+            payload: Bytes::new(),
+        };
         assert!(ends.tasks.try_send(task).is_ok());
         assert_eq!(job.next(&mut space, Time::ZERO), Next::Later);
         job.answer(0, Answer::Refused(Refused::Late), Timing::default());
-        assert_eq!(job.next(&mut space, Time::ZERO), Next::Later, "its answer is not read yet");
+        assert_eq!(
+            job.next(&mut space, Time::ZERO),
+            Next::Later,
+            "its answer is not read yet"
+        );
         let answer = ends.answers.try_recv().expect("the answer");
         assert_eq!(answer.outcome, LocalOutcome::Refused(Refused::Late));
-        assert_eq!(job.next(&mut space, Time::ZERO), Next::Task { len: 0, token: 5_000 });
+        assert_eq!(
+            job.next(&mut space, Time::ZERO),
+            Next::Task {
+                len: 0,
+                token: 5_000
+            }
+        );
         ends.verdicts.leave();
-        assert_eq!(job.next(&mut space, Time::ZERO), Next::End, "the client is gone");
+        assert_eq!(
+            job.next(&mut space, Time::ZERO),
+            Next::End,
+            "the client is gone"
+        );
     }
 }

@@ -128,10 +128,20 @@ pub(crate) enum LocalEvent {
 pub(crate) enum LocalOutcomeWire {
     Settled {},
     Spooled {},
-    Refused { refusal: Refusal },
-    Expired { polo: (i64, i64), notified: u32, diagnosis: Option<Diagnosis> },
-    Closed { reason: String },
-    NoRegistry { why: String },
+    Refused {
+        refusal: Refusal,
+    },
+    Expired {
+        polo: (i64, i64),
+        notified: u32,
+        diagnosis: Option<Diagnosis>,
+    },
+    Closed {
+        reason: String,
+    },
+    NoRegistry {
+        why: String,
+    },
 }
 
 /// The members of [`Totals`] in JSON.
@@ -153,19 +163,44 @@ struct TotalsWire {
 impl From<EngageEvent> for LocalEvent {
     fn from(event: EngageEvent) -> Self {
         match event {
-            EngageEvent::Offered { offer, notified, diagnosis } => {
-                LocalEvent::Offered { offer, notified, diagnosis }
-            }
-            EngageEvent::Granted { engagement, worker, worker_address, polo, gate, credits } => {
-                LocalEvent::Granted { engagement, worker, worker_address, polo, gate, credits }
-            }
+            EngageEvent::Offered {
+                offer,
+                notified,
+                diagnosis,
+            } => LocalEvent::Offered {
+                offer,
+                notified,
+                diagnosis,
+            },
+            EngageEvent::Granted {
+                engagement,
+                worker,
+                worker_address,
+                polo,
+                gate,
+                credits,
+            } => LocalEvent::Granted {
+                engagement,
+                worker,
+                worker_address,
+                polo,
+                gate,
+                credits,
+            },
             EngageEvent::Opened => LocalEvent::Opened {},
             EngageEvent::FirstResult => LocalEvent::FirstResult {},
             EngageEvent::Progress(totals) => LocalEvent::Progress { totals },
             EngageEvent::Settled(settlement) => LocalEvent::Settled { settlement },
-            EngageEvent::Ended(EngageEnd { outcome, totals, settlement, job: _ }) => {
-                LocalEvent::Ended { outcome: outcome.into(), totals, settlement }
-            }
+            EngageEvent::Ended(EngageEnd {
+                outcome,
+                totals,
+                settlement,
+                job: _,
+            }) => LocalEvent::Ended {
+                outcome: outcome.into(),
+                totals,
+                settlement,
+            },
         }
     }
 }
@@ -173,19 +208,44 @@ impl From<EngageEvent> for LocalEvent {
 impl From<LocalEvent> for EngageEvent {
     fn from(event: LocalEvent) -> Self {
         match event {
-            LocalEvent::Offered { offer, notified, diagnosis } => {
-                EngageEvent::Offered { offer, notified, diagnosis }
-            }
-            LocalEvent::Granted { engagement, worker, worker_address, polo, gate, credits } => {
-                EngageEvent::Granted { engagement, worker, worker_address, polo, gate, credits }
-            }
+            LocalEvent::Offered {
+                offer,
+                notified,
+                diagnosis,
+            } => EngageEvent::Offered {
+                offer,
+                notified,
+                diagnosis,
+            },
+            LocalEvent::Granted {
+                engagement,
+                worker,
+                worker_address,
+                polo,
+                gate,
+                credits,
+            } => EngageEvent::Granted {
+                engagement,
+                worker,
+                worker_address,
+                polo,
+                gate,
+                credits,
+            },
             LocalEvent::Opened {} => EngageEvent::Opened,
             LocalEvent::FirstResult {} => EngageEvent::FirstResult,
             LocalEvent::Progress { totals } => EngageEvent::Progress(totals),
             LocalEvent::Settled { settlement } => EngageEvent::Settled(settlement),
-            LocalEvent::Ended { outcome, totals, settlement } => {
-                EngageEvent::Ended(EngageEnd { outcome: outcome.into(), totals, settlement, job: None })
-            }
+            LocalEvent::Ended {
+                outcome,
+                totals,
+                settlement,
+            } => EngageEvent::Ended(EngageEnd {
+                outcome: outcome.into(),
+                totals,
+                settlement,
+                job: None,
+            }),
         }
     }
 }
@@ -196,12 +256,18 @@ impl From<EngageOutcome> for LocalOutcomeWire {
             EngageOutcome::Settled => LocalOutcomeWire::Settled {},
             EngageOutcome::Spooled => LocalOutcomeWire::Spooled {},
             EngageOutcome::Refused(refusal) => LocalOutcomeWire::Refused { refusal },
-            EngageOutcome::Expired { polo, notified, diagnosis } => {
-                LocalOutcomeWire::Expired { polo, notified, diagnosis }
-            }
-            EngageOutcome::Closed(reason) => {
-                LocalOutcomeWire::Closed { reason: reason.label().to_owned() }
-            }
+            EngageOutcome::Expired {
+                polo,
+                notified,
+                diagnosis,
+            } => LocalOutcomeWire::Expired {
+                polo,
+                notified,
+                diagnosis,
+            },
+            EngageOutcome::Closed(reason) => LocalOutcomeWire::Closed {
+                reason: reason.label().to_owned(),
+            },
             EngageOutcome::NoRegistry(why) => LocalOutcomeWire::NoRegistry { why },
         }
     }
@@ -213,11 +279,19 @@ impl From<LocalOutcomeWire> for EngageOutcome {
             LocalOutcomeWire::Settled {} => EngageOutcome::Settled,
             LocalOutcomeWire::Spooled {} => EngageOutcome::Spooled,
             LocalOutcomeWire::Refused { refusal } => EngageOutcome::Refused(refusal),
-            LocalOutcomeWire::Expired { polo, notified, diagnosis } => {
-                EngageOutcome::Expired { polo, notified, diagnosis }
-            }
+            LocalOutcomeWire::Expired {
+                polo,
+                notified,
+                diagnosis,
+            } => EngageOutcome::Expired {
+                polo,
+                notified,
+                diagnosis,
+            },
             LocalOutcomeWire::Closed { reason } => {
-                let known = CloseReason::ALL.into_iter().find(|known| known.label() == reason);
+                let known = CloseReason::ALL
+                    .into_iter()
+                    .find(|known| known.label() == reason);
                 // A node of another version may name a reason that this client does not know.
                 EngageOutcome::Closed(known.unwrap_or(CloseReason::Fault))
             }
@@ -293,7 +367,15 @@ pub(crate) fn read_answer(body: &[u8]) -> Option<(u64, AnswerStatus, Timing, &[u
         2 => AnswerStatus::Refused,
         _ => return None,
     };
-    Some((token, status, Timing { round_trip_ns, busy_ns }, rest))
+    Some((
+        token,
+        status,
+        Timing {
+            round_trip_ns,
+            busy_ns,
+        },
+        rest,
+    ))
 }
 
 /// Reads a verdict frame's body.
@@ -324,7 +406,9 @@ pub(crate) fn refused_of_label(label: &[u8]) -> Refused {
         Refused::Cancelled,
         Refused::Lost,
     ];
-    all.into_iter().find(|refused| refused.label().as_bytes() == label).unwrap_or(Refused::Lost)
+    all.into_iter()
+        .find(|refused| refused.label().as_bytes() == label)
+        .unwrap_or(Refused::Lost)
 }
 
 /// The length that a frame's first four bytes announce.
@@ -370,7 +454,9 @@ mod tests {
     fn requests_are_flat_json_with_their_op() {
         let json = r#"{"op":"submit","skill":"echo","tasks":1,"concurrency":1,"duration_s":60,"accept_deadline_ms":500}"#;
         let request: LocalRequest = serde_json::from_str(json).expect("parses");
-        let LocalRequest::Submit(submit) = request else { panic!("{request:?}") };
+        let LocalRequest::Submit(submit) = request else {
+            panic!("{request:?}")
+        };
         assert_eq!((submit.min_polo, submit.deadline_us), (i64::MIN, 0));
         let status = serde_json::to_string(&LocalRequest::Status {}).expect("serializes");
         assert_eq!(status, r#"{"op":"status"}"#);
@@ -378,7 +464,13 @@ mod tests {
 
     #[test]
     fn the_end_of_an_engagement_survives_the_socket() {
-        let totals = Totals { tasks: 9, done: 8, rejected: 1, busy_ns: 7, ..Totals::default() };
+        let totals = Totals {
+            tasks: 9,
+            done: 8,
+            rejected: 1,
+            busy_ns: 7,
+            ..Totals::default()
+        };
         for reason in CloseReason::ALL {
             let end = EngageEnd {
                 outcome: EngageOutcome::Closed(reason),
@@ -389,23 +481,39 @@ mod tests {
             let json = serde_json::to_vec(&LocalEvent::from(EngageEvent::Ended(end)));
             let event: LocalEvent =
                 serde_json::from_slice(&json.expect("serializes")).expect("parses");
-            let EngageEvent::Ended(end) = event.into() else { panic!("another event") };
-            assert_eq!((end.outcome, end.totals), (EngageOutcome::Closed(reason), totals));
+            let EngageEvent::Ended(end) = event.into() else {
+                panic!("another event")
+            };
+            assert_eq!(
+                (end.outcome, end.totals),
+                (EngageOutcome::Closed(reason), totals)
+            );
         }
     }
 
     #[test]
     fn a_length_beyond_the_limit_is_refused_by_value() {
         let longest = u32::try_from(FRAME_LEN_MAX).expect("fits");
-        assert_eq!(frame_len(longest.to_be_bytes()).expect("allowed"), FRAME_LEN_MAX);
+        assert_eq!(
+            frame_len(longest.to_be_bytes()).expect("allowed"),
+            FRAME_LEN_MAX
+        );
         let error = frame_len((longest + 1).to_be_bytes()).expect_err("too long");
-        assert!(error.to_string().contains(&(longest + 1).to_string()), "{error}");
+        assert!(
+            error.to_string().contains(&(longest + 1).to_string()),
+            "{error}"
+        );
         assert!(frame_len([0; 4]).is_err());
     }
 
     #[test]
     fn refusals_survive_as_labels() {
-        for refused in [Refused::Late, Refused::GrantEnded, Refused::Cancelled, Refused::TooBig] {
+        for refused in [
+            Refused::Late,
+            Refused::GrantEnded,
+            Refused::Cancelled,
+            Refused::TooBig,
+        ] {
             assert_eq!(refused_of_label(refused.label().as_bytes()), refused);
         }
         assert_eq!(refused_of_label(b"of tomorrow"), Refused::Lost);

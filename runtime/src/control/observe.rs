@@ -70,7 +70,11 @@ impl Observer {
 
     /// The questions that can be answered now.
     pub(crate) fn take_looks(&mut self) -> Vec<Look> {
-        if self.missing.is_empty() { std::mem::take(&mut self.looks) } else { Vec::new() }
+        if self.missing.is_empty() {
+            std::mem::take(&mut self.looks)
+        } else {
+            Vec::new()
+        }
     }
 
     /// All workers' latencies since start.
@@ -136,7 +140,12 @@ impl Plane {
             registry: (around.registry, self.link.is_ready()),
             polo: self.polo,
             task_ready: self.config.task_ready && self.closed_for_work().is_none(),
-            skills: self.config.skills.iter().map(|(name, _)| name.clone()).collect(),
+            skills: self
+                .config
+                .skills
+                .iter()
+                .map(|(name, _)| name.clone())
+                .collect(),
             workers: (self.config.workers, around.io.into(), around.idle.into()),
             uptime_s: around.uptime_s,
             spooled: self.spool.waiting(),

@@ -38,19 +38,40 @@ impl Plane {
             self.directory.pop_first();
         }
         self.directory.insert(node, (key, endpoint));
-        self.command(node, Command::Peer { node, key: Some(key), endpoint });
+        self.command(
+            node,
+            Command::Peer {
+                node,
+                key: Some(key),
+                endpoint,
+            },
+        );
     }
 
     /// A worker wants a node's key: from what we know, or from the registry.
     pub(crate) fn peer_wanted(&mut self, node: NodeId, at: Moment) {
         if node == self.node {
-            self.command(node, Command::Peer { node, key: None, endpoint: None });
+            self.command(
+                node,
+                Command::Peer {
+                    node,
+                    key: None,
+                    endpoint: None,
+                },
+            );
             return;
         }
         let known = self.directory.get(&node).copied();
         // A grant's word, or an earlier lookup's, is enough while the registry is away.
         if let Some((key, endpoint)) = known {
-            self.command(node, Command::Peer { node, key: Some(key), endpoint });
+            self.command(
+                node,
+                Command::Peer {
+                    node,
+                    key: Some(key),
+                    endpoint,
+                },
+            );
             return;
         }
         if self.looking_up.len() < DIRECTORY_MAX && self.looking_up.insert(node) {
@@ -73,7 +94,14 @@ impl Plane {
                     }
                     Ok(PilotReply::Refused(_)) => {
                         self.count("peers_unknown");
-                        self.command(node, Command::Peer { node, key: None, endpoint: None });
+                        self.command(
+                            node,
+                            Command::Peer {
+                                node,
+                                key: None,
+                                endpoint: None,
+                            },
+                        );
                     }
                     // The worker asks again while it is wanted.
                     Ok(_) | Err(_) => self.count("lookups_failed"),

@@ -86,9 +86,15 @@ impl Asker<'_> {
 /// A reply as read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum PilotReply {
-    Registered { node: NodeId, address: String },
+    Registered {
+        node: NodeId,
+        address: String,
+    },
     /// The key and, if the node shows it, the endpoint.
-    Found { key: PublicKey, endpoint: Option<SocketAddr> },
+    Found {
+        key: PublicKey,
+        endpoint: Option<SocketAddr>,
+    },
     Endpoint(SocketAddr),
     Done,
     /// The registry's own words.
@@ -107,7 +113,9 @@ pub(crate) fn read(ask: PilotAsk, message: &[u8]) -> PilotReply {
         return PilotReply::Unreadable("not a JSON object".to_owned());
     }
     if let Some(error) = value.get("error") {
-        let text = error.as_str().map_or_else(|| error.to_string(), str::to_owned);
+        let text = error
+            .as_str()
+            .map_or_else(|| error.to_string(), str::to_owned);
         return PilotReply::Refused(bounded(&text));
     }
     match ask {
@@ -117,27 +125,36 @@ pub(crate) fn read(ask: PilotAsk, message: &[u8]) -> PilotReply {
             Some(endpoint) => PilotReply::Endpoint(endpoint),
             None => PilotReply::Unreadable("resolve without a real_addr of ip:port".to_owned()),
         },
-        PilotAsk::Visibility
-        | PilotAsk::Hostname
-        | PilotAsk::Heartbeat
-        | PilotAsk::Trust(_) => PilotReply::Done,
+        PilotAsk::Visibility | PilotAsk::Hostname | PilotAsk::Heartbeat | PilotAsk::Trust(_) => {
+            PilotReply::Done
+        }
     }
 }
 
 fn registered(value: &Value) -> PilotReply {
-    let node = value.get("node_id").and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
+    let node = value
+        .get("node_id")
+        .and_then(Value::as_u64)
+        .and_then(|id| u32::try_from(id).ok());
     match (node, value.get("address").and_then(Value::as_str)) {
-        (Some(node), Some(address)) if node != 0 => {
-            PilotReply::Registered { node: NodeId(node), address: bounded(address) }
-        }
+        (Some(node), Some(address)) if node != 0 => PilotReply::Registered {
+            node: NodeId(node),
+            address: bounded(address),
+        },
         _ => PilotReply::Unreadable("registration without a node_id and an address".to_owned()),
     }
 }
 
 fn found(value: &Value) -> PilotReply {
-    let key = value.get("public_key").and_then(Value::as_str).and_then(PublicKey::from_base64);
+    let key = value
+        .get("public_key")
+        .and_then(Value::as_str)
+        .and_then(PublicKey::from_base64);
     match key {
-        Some(key) => PilotReply::Found { key, endpoint: endpoint(value, "real_addr") },
+        Some(key) => PilotReply::Found {
+            key,
+            endpoint: endpoint(value, "real_addr"),
+        },
         None => PilotReply::Unreadable("lookup without a 32-byte public_key".to_owned()),
     }
 }
@@ -148,7 +165,10 @@ fn endpoint(value: &Value, member: &str) -> Option<SocketAddr> {
 
 /// At most 300 characters of what somebody else wrote, for logs and errors.
 pub(crate) fn bounded(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect()
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(300)
+        .collect()
 }
 
 #[cfg(test)]
@@ -171,12 +191,32 @@ mod tests {
         let identity = Identity::from_seed([1; 32]);
         let key = identity.public().to_base64();
         let rows = [
-            (PilotAsk::Register, "register", format!("register:127.0.0.1:4000:{key}")),
-            (PilotAsk::Visibility, "set_visibility", "set_visibility:7".to_owned()),
-            (PilotAsk::Hostname, "set_hostname", "set_hostname:7".to_owned()),
+            (
+                PilotAsk::Register,
+                "register",
+                format!("register:127.0.0.1:4000:{key}"),
+            ),
+            (
+                PilotAsk::Visibility,
+                "set_visibility",
+                "set_visibility:7".to_owned(),
+            ),
+            (
+                PilotAsk::Hostname,
+                "set_hostname",
+                "set_hostname:7".to_owned(),
+            ),
             (PilotAsk::Heartbeat, "heartbeat", "heartbeat:7".to_owned()),
-            (PilotAsk::Resolve(NodeId(9)), "resolve", "resolve:7:9".to_owned()),
-            (PilotAsk::Trust(NodeId(9)), "report_trust", "report_trust:7:9".to_owned()),
+            (
+                PilotAsk::Resolve(NodeId(9)),
+                "resolve",
+                "resolve:7:9".to_owned(),
+            ),
+            (
+                PilotAsk::Trust(NodeId(9)),
+                "report_trust",
+                "report_trust:7:9".to_owned(),
+            ),
         ];
         for (ask, kind, challenge) in rows {
             let message = asker(&identity).message(ask);
@@ -184,27 +224,42 @@ mod tests {
             assert_eq!(value["type"], kind);
             let signature = value["signature"].as_str().expect("a signature");
             let signature = BASE64.decode(signature).expect("base64");
-            assert!(identity.public().verifies(challenge.as_bytes(), &signature), "{kind}");
+            assert!(
+                identity.public().verifies(challenge.as_bytes(), &signature),
+                "{kind}"
+            );
         }
     }
 
     #[test]
     fn replies_are_read_or_named_unreadable() {
-        let ok = br#"{"type":"register_ok","node_id":7,"network_id":0,"address":"0:0000.0000.0007"}"#;
+        let ok =
+            br#"{"type":"register_ok","node_id":7,"network_id":0,"address":"0:0000.0000.0007"}"#;
         assert_eq!(
             read(PilotAsk::Register, ok),
-            PilotReply::Registered { node: NodeId(7), address: "0:0000.0000.0007".to_owned() }
+            PilotReply::Registered {
+                node: NodeId(7),
+                address: "0:0000.0000.0007".to_owned()
+            }
         );
         let refused = br#"{"type":"error","error":"node 7: node not found"}"#;
         assert_eq!(
             read(PilotAsk::Heartbeat, refused),
             PilotReply::Refused("node 7: node not found".to_owned())
         );
-        for garbage in [&b"\xff\x00"[..], b"[]", b"{}", br#"{"node_id":0,"address":"x"}"#] {
+        for garbage in [
+            &b"\xff\x00"[..],
+            b"[]",
+            b"{}",
+            br#"{"node_id":0,"address":"x"}"#,
+        ] {
             let reply = read(PilotAsk::Register, garbage);
             assert!(matches!(reply, PilotReply::Unreadable(_)), "{reply:?}");
         }
-        let private = read(PilotAsk::Resolve(NodeId(1)), br#"{"type":"resolve_ok","real_addr":1}"#);
+        let private = read(
+            PilotAsk::Resolve(NodeId(1)),
+            br#"{"type":"resolve_ok","real_addr":1}"#,
+        );
         assert!(matches!(private, PilotReply::Unreadable(_)));
     }
 }

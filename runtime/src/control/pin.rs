@@ -26,7 +26,10 @@ impl Pin {
     /// The file and what is wrong with it.
     pub(crate) fn load(named: Option<PublicKey>, state: Option<&PathBuf>) -> Result<Pin, String> {
         let Some(state) = state.filter(|_| named.is_none()) else {
-            return Ok(Pin { key: named, file: None });
+            return Ok(Pin {
+                key: named,
+                file: None,
+            });
         };
         let file = state.join(FILE);
         let key = match fs::read_to_string(&file) {
@@ -39,7 +42,10 @@ impl Pin {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(format!("{}: {error}", file.display())),
         };
-        Ok(Pin { key, file: Some(file) })
+        Ok(Pin {
+            key,
+            file: Some(file),
+        })
     }
 
     /// The key, once it is known.

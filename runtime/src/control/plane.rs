@@ -15,8 +15,8 @@ use std::sync::Arc;
 
 use ramjet_proto::identity::{Identity, PublicKey};
 use ramjet_proto::ids::{EngagementId, NodeId, OfferId};
-use ramjet_proto::market::message::{Base64Bytes, Push, RefusalCode, ReplyBody, RequestBody};
 use ramjet_proto::market::AcceptFrom;
+use ramjet_proto::market::message::{Base64Bytes, Push, RefusalCode, ReplyBody, RequestBody};
 use ramjet_proto::time::Time;
 
 use super::ControlTimings;
@@ -177,28 +177,71 @@ impl Plane {
     pub(crate) fn report(&mut self, report: Report, at: Moment) {
         match report {
             Report::PeerWanted { node } => self.peer_wanted(node, at),
-            Report::OpenWanted { peer, channel, grant } => {
+            Report::OpenWanted {
+                peer,
+                channel,
+                grant,
+            } => {
                 self.open_wanted(peer, channel, &grant, at);
             }
-            Report::Opened { engagement, credits } => self.opened(engagement, credits),
+            Report::Opened {
+                engagement,
+                credits,
+            } => self.opened(engagement, credits),
             Report::FirstResult { engagement } => self.first_result(engagement),
-            Report::Progress { engagement, side: Side::Requester, totals, receipt_due } => {
+            Report::Progress {
+                engagement,
+                side: Side::Requester,
+                totals,
+                receipt_due,
+            } => {
                 self.progress(engagement, totals, receipt_due, at);
             }
-            Report::Progress { engagement, side: Side::Worker, totals, .. } => {
+            Report::Progress {
+                engagement,
+                side: Side::Worker,
+                totals,
+                ..
+            } => {
                 self.served(engagement, totals);
             }
-            Report::Receipt { engagement, side: Side::Requester, receipt, .. } => {
+            Report::Receipt {
+                engagement,
+                side: Side::Requester,
+                receipt,
+                ..
+            } => {
                 self.countersigned(engagement, &receipt, at);
             }
-            Report::Receipt { engagement, side: Side::Worker, receipt, totals } => {
+            Report::Receipt {
+                engagement,
+                side: Side::Worker,
+                receipt,
+                totals,
+            } => {
                 self.receipt(engagement, &receipt, totals);
             }
-            Report::JobDone { engagement, totals, job } => self.job_done(engagement, totals, job, at),
-            Report::Closed { engagement, side: Side::Requester, reason, totals, job } => {
+            Report::JobDone {
+                engagement,
+                totals,
+                job,
+            } => self.job_done(engagement, totals, job, at),
+            Report::Closed {
+                engagement,
+                side: Side::Requester,
+                reason,
+                totals,
+                job,
+            } => {
                 self.closed(engagement, reason, totals, job, at);
             }
-            Report::Closed { engagement, side: Side::Worker, reason, totals, .. } => {
+            Report::Closed {
+                engagement,
+                side: Side::Worker,
+                reason,
+                totals,
+                ..
+            } => {
                 self.serve_closed(engagement, reason, totals, at);
             }
             Report::Drained { worker } => self.drained(worker, at),
@@ -304,7 +347,13 @@ impl Plane {
 
     /// Wants the engagement released at the registry, now or when it is back.
     pub(crate) fn release(&mut self, engagement: EngagementId, reason: &str, at: Moment) {
-        self.releases.insert(engagement, Release { reason: reason.to_owned(), ask_at: at.now });
+        self.releases.insert(
+            engagement,
+            Release {
+                reason: reason.to_owned(),
+                ask_at: at.now,
+            },
+        );
         self.tick_releases(at);
     }
 
@@ -337,7 +386,10 @@ impl Plane {
             .get(&engagement)
             .and_then(|offer| self.requesting.get(offer))
             .is_some_and(Requesting::is_live);
-        let done = self.spool.entry(engagement).is_some_and(|entry| entry.unsettled().is_none());
+        let done = self
+            .spool
+            .entry(engagement)
+            .is_some_and(|entry| entry.unsettled().is_none());
         if done && !requesting && !self.serving.contains_key(&engagement) {
             self.spool.remove(engagement);
         }
@@ -405,7 +457,10 @@ impl Plane {
         if let Some(advertisement) = self.advertiser.take_due(self.node, task_ready, at) {
             let signature = self.config.identity.sign(&advertisement.signed_bytes());
             let signature = Base64Bytes(signature.to_vec());
-            let body = RequestBody::Advertise { advertisement, signature };
+            let body = RequestBody::Advertise {
+                advertisement,
+                signature,
+            };
             self.link.ask_market(Tag::Advertise, body, at.now);
         }
     }
@@ -421,7 +476,8 @@ impl Plane {
                     engagement: *engagement,
                     reason: release.reason.clone(),
                 };
-                self.link.ask_market(Tag::Release(*engagement), body, at.now);
+                self.link
+                    .ask_market(Tag::Release(*engagement), body, at.now);
             }
         }
     }
@@ -442,7 +498,11 @@ impl Plane {
                 self.settled(&settlement, at);
             }
             (Tag::Settle(engagement), ReplyBody::Refused(refusal)) => {
-                let later = [RefusalCode::Limited, RefusalCode::Unavailable, RefusalCode::NotProven];
+                let later = [
+                    RefusalCode::Limited,
+                    RefusalCode::Unavailable,
+                    RefusalCode::NotProven,
+                ];
                 if later.contains(&refusal.code) {
                     self.settler.put_off(engagement, at.now, RETRY);
                 } else {
@@ -503,12 +563,20 @@ impl Plane {
 
     fn push(&mut self, push: Push, at: Moment) {
         match push {
-            Push::Notify { offer, requester_polo } => self.notified(&offer, requester_polo, at),
+            Push::Notify {
+                offer,
+                requester_polo,
+            } => self.notified(&offer, requester_polo, at),
             Push::Grant { grant } => self.granted(&grant, at),
             Push::Withdrawn { offer } => {
                 self.accepting.remove(&offer);
             }
-            Push::Expired { offer, polo, notified, diagnosis } => {
+            Push::Expired {
+                offer,
+                polo,
+                notified,
+                diagnosis,
+            } => {
                 self.expired(offer, polo, notified, diagnosis, at);
             }
             Push::Settled { settlement } => self.settled(&settlement, at),

@@ -37,7 +37,12 @@ impl RegistryClient {
             .and_then(|()| stream.set_write_timeout(Some(TIMEOUT)))
             .map_err(named)?;
         let deframer = Deframer::new(MESSAGE_LEN_MAX);
-        Ok(RegistryClient { address, stream, deframer, next_id: 1 })
+        Ok(RegistryClient {
+            address,
+            stream,
+            deframer,
+            next_id: 1,
+        })
     }
 
     /// Lists workers, by polo from the highest.
@@ -56,7 +61,9 @@ impl RegistryClient {
     /// # Errors
     /// As [`Self::resolve`].
     pub fn standing(&mut self, who: &str) -> Result<Standing, NodeError> {
-        match self.ask(RequestBody::Standing { who: who.to_owned() })? {
+        match self.ask(RequestBody::Standing {
+            who: who.to_owned(),
+        })? {
             ReplyBody::Standing(standing) => Ok(standing),
             other => Err(self.odd(&other)),
         }
@@ -84,7 +91,9 @@ impl RegistryClient {
         let message = serde_json::to_vec(&Request { id, body }).expect("requests serialize");
         let mut out = Vec::with_capacity(4 + message.len());
         append_frame(&mut out, &message);
-        self.stream.write_all(&out).map_err(|error| self.fault(&error))?;
+        self.stream
+            .write_all(&out)
+            .map_err(|error| self.fault(&error))?;
         let until = Instant::now() + TIMEOUT;
         loop {
             let message = self.read_message(until)?;

@@ -40,7 +40,11 @@ pub(crate) enum ReceiptRefusal {
     /// It is the next one but does not name the hash of the last.
     BrokenChain { k: u32 },
     /// It claims more than this worker has made: which counter, the claim and what was made.
-    MoreThanMade { what: &'static str, claimed: u64, made: u64 },
+    MoreThanMade {
+        what: &'static str,
+        claimed: u64,
+        made: u64,
+    },
     /// A countersignature for a receipt that was never sent.
     NeverSent { k: u32 },
 }
@@ -74,9 +78,17 @@ impl fmt::Display for ReceiptRefusal {
                 write!(f, "k {k} contradicts the signed k {newest}")
             }
             ReceiptRefusal::BrokenChain { k } => {
-                write!(f, "k {k} does not name the hash of k {}", k.saturating_sub(1))
+                write!(
+                    f,
+                    "k {k} does not name the hash of k {}",
+                    k.saturating_sub(1)
+                )
             }
-            ReceiptRefusal::MoreThanMade { what, claimed, made } => {
+            ReceiptRefusal::MoreThanMade {
+                what,
+                claimed,
+                made,
+            } => {
                 write!(f, "it claims {what} {claimed}, this worker made {made}")
             }
             ReceiptRefusal::NeverSent { k } => write!(f, "k {k} was never sent"),
@@ -97,7 +109,12 @@ pub(crate) struct RequesterAccount {
 
 impl RequesterAccount {
     pub(crate) fn new(engagement: EngagementId, worker_key: PublicKey) -> Self {
-        RequesterAccount { engagement, worker_key, newest: None, whole: None }
+        RequesterAccount {
+            engagement,
+            worker_key,
+            newest: None,
+            whole: None,
+        }
     }
 
     /// The newest receipt with both signatures.
@@ -141,7 +158,10 @@ impl RequesterAccount {
 
     /// Signs `receipt`, which [`Self::next`] made: from now on it is the newest.
     pub(crate) fn sign(&mut self, receipt: Receipt, requester: &Identity) -> SignedReceipt {
-        assert!(receipt.k == self.newest_k() + 1, "receipts of an engagement are signed in order");
+        assert!(
+            receipt.k == self.newest_k() + 1,
+            "receipts of an engagement are signed in order"
+        );
         self.newest = Some(receipt);
         receipt.sign(requester)
     }
@@ -198,7 +218,11 @@ pub(crate) struct WorkerAccount {
 
 impl WorkerAccount {
     pub(crate) fn new(engagement: EngagementId, requester_key: PublicKey) -> Self {
-        WorkerAccount { engagement, requester_key, whole: None }
+        WorkerAccount {
+            engagement,
+            requester_key,
+            whole: None,
+        }
     }
 
     /// The newest receipt with both signatures.
@@ -250,12 +274,11 @@ impl WorkerAccount {
     }
 
     /// Countersigns `fresh`, which [`Self::examine`] found in order: from now on it is the newest.
-    pub(crate) fn countersign(
-        &mut self,
-        fresh: SignedReceipt,
-        worker: &Identity,
-    ) -> SignedReceipt {
-        assert!(fresh.receipt.k > self.whole_k(), "only a fresh receipt is countersigned");
+    pub(crate) fn countersign(&mut self, fresh: SignedReceipt, worker: &Identity) -> SignedReceipt {
+        assert!(
+            fresh.receipt.k > self.whole_k(),
+            "only a fresh receipt is countersigned"
+        );
         let whole = fresh.countersign(worker);
         self.whole = Some(whole);
         whole
@@ -274,7 +297,11 @@ fn within(receipt: &Receipt, made: &Totals) -> Result<(), ReceiptRefusal> {
     ];
     for (what, claimed, made) in claims {
         if claimed > made {
-            return Err(ReceiptRefusal::MoreThanMade { what, claimed, made });
+            return Err(ReceiptRefusal::MoreThanMade {
+                what,
+                claimed,
+                made,
+            });
         }
     }
     Ok(())
@@ -323,19 +350,32 @@ mod tests {
                 made: 9
             })
         );
-        let busy = Totals { busy_ns: 99, ..totals(10, 2) };
+        let busy = Totals {
+            busy_ns: 99,
+            ..totals(10, 2)
+        };
         assert_eq!(
             theirs.examine(&half, &busy),
-            Err(ReceiptRefusal::MoreThanMade { what: "busy_ns", claimed: 100, made: 99 })
+            Err(ReceiptRefusal::MoreThanMade {
+                what: "busy_ns",
+                claimed: 100,
+                made: 99
+            })
         );
         let Ok(Examined::Fresh(fresh)) = theirs.examine(&half, &totals(11, 2)) else {
             panic!("less than was made is the requester's word");
         };
         let whole = theirs.countersign(fresh, &worker);
-        assert_eq!(theirs.examine(&half, &totals(11, 2)), Ok(Examined::Repeated(whole)));
+        assert_eq!(
+            theirs.examine(&half, &totals(11, 2)),
+            Ok(Examined::Repeated(whole))
+        );
         let taken = ours.countersigned(&whole.encode(), &requester.public());
         assert_eq!(taken, Ok(Some(whole)));
-        assert_eq!(ours.countersigned(&whole.encode(), &requester.public()), Ok(None));
+        assert_eq!(
+            ours.countersigned(&whole.encode(), &requester.public()),
+            Ok(None)
+        );
         assert_eq!(ours.next(&totals(10, 2)), None, "nothing new to sign for");
     }
 
@@ -352,27 +392,65 @@ mod tests {
         theirs.countersign(fresh, &worker);
         let second = ours.next(&totals(20, 0)).expect("work");
         let forged = second.sign(&worker).encode();
-        assert_eq!(theirs.examine(&forged, &made), Err(ReceiptRefusal::BadSignature("requester")));
-        let shrunk = Receipt { accepted: 9, ..second }.sign(&requester).encode();
+        assert_eq!(
+            theirs.examine(&forged, &made),
+            Err(ReceiptRefusal::BadSignature("requester"))
+        );
+        let shrunk = Receipt {
+            accepted: 9,
+            ..second
+        }
+        .sign(&requester)
+        .encode();
         assert_eq!(
             theirs.examine(&shrunk, &made),
             Err(ReceiptRefusal::Contradiction { k: 2, newest: 1 })
         );
-        let twin = Receipt { accepted: 11, ..first }.sign(&requester).encode();
+        let twin = Receipt {
+            accepted: 11,
+            ..first
+        }
+        .sign(&requester)
+        .encode();
         assert_eq!(
             theirs.examine(&twin, &made),
             Err(ReceiptRefusal::Contradiction { k: 1, newest: 1 })
         );
-        let unchained = Receipt { previous: [9; 32], ..second }.sign(&requester).encode();
-        assert_eq!(theirs.examine(&unchained, &made), Err(ReceiptRefusal::BrokenChain { k: 2 }));
+        let unchained = Receipt {
+            previous: [9; 32],
+            ..second
+        }
+        .sign(&requester)
+        .encode();
+        assert_eq!(
+            theirs.examine(&unchained, &made),
+            Err(ReceiptRefusal::BrokenChain { k: 2 })
+        );
         let other = EngagementId(6);
-        let foreign = Receipt { engagement: other, ..second }.sign(&requester).encode();
-        assert_eq!(theirs.examine(&foreign, &made), Err(ReceiptRefusal::WrongEngagement(other)));
+        let foreign = Receipt {
+            engagement: other,
+            ..second
+        }
+        .sign(&requester)
+        .encode();
+        assert_eq!(
+            theirs.examine(&foreign, &made),
+            Err(ReceiptRefusal::WrongEngagement(other))
+        );
         // The worker cannot countersign what it was never sent, nor forge the requester's half.
         let invented = second.sign(&requester).countersign(&worker).encode();
         let key = requester.public();
-        assert_eq!(ours.countersigned(&invented, &key), Err(ReceiptRefusal::NeverSent { k: 2 }));
-        let forged = Receipt { accepted: 90, ..first }.sign(&worker).countersign(&worker).encode();
+        assert_eq!(
+            ours.countersigned(&invented, &key),
+            Err(ReceiptRefusal::NeverSent { k: 2 })
+        );
+        let forged = Receipt {
+            accepted: 90,
+            ..first
+        }
+        .sign(&worker)
+        .countersign(&worker)
+        .encode();
         assert_eq!(
             ours.countersigned(&forged, &key),
             Err(ReceiptRefusal::BadSignature("requester"))

@@ -11,15 +11,12 @@
 
 use ramjet_proto::addr::Address;
 use ramjet_proto::ids::{EngagementId, OfferId};
-use ramjet_proto::market::message::{
-    Base64Bytes, Diagnosis, GrantMessage, ReplyBody, RequestBody,
-};
+use ramjet_proto::market::message::{Base64Bytes, Diagnosis, GrantMessage, ReplyBody, RequestBody};
 use ramjet_proto::market::{Offer, SignedGrant};
 use ramjet_proto::time::Time;
 
 use super::engagements::{
-    Events, Granted, Moment, OFFER_SLACK, REQUESTING_MAX, RequestState, Requesting, endpoint,
-    terms,
+    Events, Granted, Moment, OFFER_SLACK, REQUESTING_MAX, RequestState, Requesting, endpoint, terms,
 };
 use super::handle::EngageAsk;
 use super::link::Tag;
@@ -35,7 +32,12 @@ const OVER_MAX: std::time::Duration = std::time::Duration::from_secs(60);
 impl Plane {
     /// Takes an engagement to make, or refuses it by name.
     pub(crate) fn engage(&mut self, ask: EngageAsk, at: Moment) {
-        let EngageAsk { request, events, verdicts, respond } = ask;
+        let EngageAsk {
+            request,
+            events,
+            verdicts,
+            respond,
+        } = ask;
         let offer = Offer {
             offer: OfferId((self.config.entropy)()),
             requester: self.node,
@@ -48,7 +50,9 @@ impl Plane {
             accept_deadline_ms: request.accept_deadline_ms,
         };
         let full = (self.requesting.len() >= REQUESTING_MAX).then(|| {
-            format!("{REQUESTING_MAX} engagements of this node run already, the limit; wait for one")
+            format!(
+                "{REQUESTING_MAX} engagements of this node run already, the limit; wait for one"
+            )
         });
         if let Some(reason) = self.closed_for_work().or(full).or_else(|| offer.refusal()) {
             self.count("engages_refused");
@@ -57,7 +61,9 @@ impl Plane {
         }
         let id = offer.offer;
         let row = Requesting {
-            state: RequestState::Offering { until: at.now + deadline(&offer) },
+            state: RequestState::Offering {
+                until: at.now + deadline(&offer),
+            },
             ask_at: at.now,
             offer,
             notified: 0,
@@ -85,8 +91,10 @@ impl Plane {
             return;
         }
         for row in self.requesting.values_mut() {
-            let open =
-                matches!(row.state, RequestState::Offering { .. } | RequestState::Offered { .. });
+            let open = matches!(
+                row.state,
+                RequestState::Offering { .. } | RequestState::Offered { .. }
+            );
             if !open || row.cancelled || row.ask_at > at.now {
                 continue;
             }
@@ -94,23 +102,39 @@ impl Plane {
             row.offer.requester = self.node;
             let signature = self.config.identity.sign(&row.offer.signed_bytes());
             let signature = Base64Bytes(signature.to_vec());
-            let body = RequestBody::Offer { offer: row.offer.clone(), signature };
-            self.link.ask_market(Tag::Offer(row.offer.offer), body, at.now);
+            let body = RequestBody::Offer {
+                offer: row.offer.clone(),
+                signature,
+            };
+            self.link
+                .ask_market(Tag::Offer(row.offer.offer), body, at.now);
         }
         self.digest(at);
     }
 
     pub(crate) fn offer_reply(&mut self, id: OfferId, body: ReplyBody, at: Moment) {
         match body {
-            ReplyBody::Offered { notified, diagnosis } => {
-                let Some(row) = self.requesting.get_mut(&id) else { return };
+            ReplyBody::Offered {
+                notified,
+                diagnosis,
+            } => {
+                let Some(row) = self.requesting.get_mut(&id) else {
+                    return;
+                };
                 if !matches!(row.state, RequestState::Offering { .. }) {
                     return;
                 }
                 let until = at.now + deadline(&row.offer) + OFFER_SLACK;
-                row.state = RequestState::Offered { until, asked_again: false };
+                row.state = RequestState::Offered {
+                    until,
+                    asked_again: false,
+                };
                 (row.notified, row.diagnosis) = (notified, diagnosis.clone());
-                row.events.tell(EngageEvent::Offered { offer: id, notified, diagnosis });
+                row.events.tell(EngageEvent::Offered {
+                    offer: id,
+                    notified,
+                    diagnosis,
+                });
             }
             ReplyBody::Granted { grant } => self.granted(&grant, at),
             ReplyBody::Refused(refusal) => {
@@ -136,10 +160,21 @@ impl Plane {
     ) {
         self.polo = Some(polo.1);
         let waits = |row: &Requesting| {
-            matches!(row.state, RequestState::Offering { .. } | RequestState::Offered { .. })
+            matches!(
+                row.state,
+                RequestState::Offering { .. } | RequestState::Offered { .. }
+            )
         };
         if self.requesting.get(&id).is_some_and(waits) {
-            self.finish(id, EngageOutcome::Expired { polo, notified, diagnosis }, at);
+            self.finish(
+                id,
+                EngageOutcome::Expired {
+                    polo,
+                    notified,
+                    diagnosis,
+                },
+                at,
+            );
         }
     }
 
@@ -154,7 +189,10 @@ impl Plane {
             }
         };
         let ours = self.config.identity.public();
-        let genuine = self.link.registry_key().is_some_and(|key| signed.verify(&key).is_ok());
+        let genuine = self
+            .link
+            .registry_key()
+            .is_some_and(|key| signed.verify(&key).is_ok());
         let grant = &signed.grant;
         if !genuine {
             self.count("grants_not_genuine");
@@ -180,7 +218,10 @@ impl Plane {
         let id = grant.offer;
         let waits = self.requesting.get(&id).is_some_and(|row| {
             !row.cancelled
-                && matches!(row.state, RequestState::Offering { .. } | RequestState::Offered { .. })
+                && matches!(
+                    row.state,
+                    RequestState::Offering { .. } | RequestState::Offered { .. }
+                )
         });
         if !waits {
             // Cancelled, given up, or of an earlier life of this node: nobody will use it.
@@ -193,7 +234,9 @@ impl Plane {
         }
         self.introduce(grant.worker, grant.worker_key, endpoint(worker_endpoint));
         let mut terms = terms(&grant, 0, grant.concurrency, self.config.unsigned_max, at);
-        let Some(row) = self.requesting.get_mut(&id) else { return };
+        let Some(row) = self.requesting.get_mut(&id) else {
+            return;
+        };
         if row.verdicts.is_some() {
             // A job that judges later ends when its last result is judged, not when its last task
             // is answered: it says so itself. The other end holds it to the grant.
@@ -222,17 +265,26 @@ impl Plane {
         });
         row.state = RequestState::Opening;
         row.channel_closed = false;
-        let job = row.job.take().expect("a job stays in its row until the channel opens");
+        let job = row
+            .job
+            .take()
+            .expect("a job stays in its row until the channel opens");
         self.by_engagement.insert(grant.engagement, id);
         let grant_bytes = bytes.into_boxed_slice();
         self.command(
             grant.worker,
-            Command::Engage { peer: grant.worker, terms, grant: grant_bytes, job },
+            Command::Engage {
+                peer: grant.worker,
+                terms,
+                grant: grant_bytes,
+                job,
+            },
         );
     }
 
     fn row_of(&mut self, engagement: EngagementId) -> Option<&mut Requesting> {
-        self.requesting.get_mut(self.by_engagement.get(&engagement)?)
+        self.requesting
+            .get_mut(self.by_engagement.get(&engagement)?)
     }
 
     pub(crate) fn opened(&mut self, engagement: EngagementId, credits: u32) {
@@ -261,7 +313,9 @@ impl Plane {
         at: Moment,
     ) {
         let interval = self.config.timings.receipt;
-        let Some(row) = self.row_of(engagement) else { return };
+        let Some(row) = self.row_of(engagement) else {
+            return;
+        };
         if !matches!(row.state, RequestState::Running) {
             return;
         }
@@ -284,8 +338,12 @@ impl Plane {
         at: Moment,
     ) {
         let until = at.now + self.config.timings.grace;
-        let Some(&id) = self.by_engagement.get(&engagement) else { return };
-        let Some(row) = self.requesting.get_mut(&id) else { return };
+        let Some(&id) = self.by_engagement.get(&engagement) else {
+            return;
+        };
+        let Some(row) = self.requesting.get_mut(&id) else {
+            return;
+        };
         row.channel_closed = true;
         if job.is_some() {
             row.job = job;
@@ -316,7 +374,9 @@ impl Plane {
 
     /// The caller does not want it any more.
     pub(crate) fn cancel(&mut self, id: OfferId, at: Moment) {
-        let Some(row) = self.requesting.get_mut(&id) else { return };
+        let Some(row) = self.requesting.get_mut(&id) else {
+            return;
+        };
         row.cancelled = true;
         match row.state {
             RequestState::Offering { .. } | RequestState::Offered { .. } => {
@@ -333,7 +393,9 @@ impl Plane {
 
     /// Tells the worker thread to close a channel, once.
     pub(crate) fn close_channel(&mut self, id: OfferId, reason: CloseReason) {
-        let Some(row) = self.requesting.get_mut(&id) else { return };
+        let Some(row) = self.requesting.get_mut(&id) else {
+            return;
+        };
         let Some(granted) = &row.granted else { return };
         if !row.channel_closed && !std::mem::replace(&mut row.closing, true) {
             let (worker, engagement) = (granted.worker, granted.engagement);
@@ -359,7 +421,9 @@ impl Plane {
 
     /// Ends a row for its caller.
     pub(crate) fn finish(&mut self, id: OfferId, outcome: EngageOutcome, at: Moment) {
-        let Some(row) = self.requesting.get_mut(&id) else { return };
+        let Some(row) = self.requesting.get_mut(&id) else {
+            return;
+        };
         if !row.is_live() {
             return;
         }
@@ -369,7 +433,9 @@ impl Plane {
             _ => CloseReason::Finished,
         };
         let totals = row.judged();
-        row.state = RequestState::Over { until: at.now + OVER_MAX };
+        row.state = RequestState::Over {
+            until: at.now + OVER_MAX,
+        };
         row.events.tell(EngageEvent::Ended(EngageEnd {
             outcome,
             totals,
@@ -411,7 +477,9 @@ impl Plane {
     fn tick_request(&mut self, id: OfferId, at: Moment) {
         let away = !self.link.is_ready();
         let (grace, interval) = (self.config.timings.grace, self.config.timings.receipt);
-        let Some(row) = self.requesting.get_mut(&id) else { return };
+        let Some(row) = self.requesting.get_mut(&id) else {
+            return;
+        };
         match &mut row.state {
             RequestState::Offering { until } if at.now >= *until => {
                 let text = self.link.away_text();

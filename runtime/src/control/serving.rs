@@ -25,12 +25,22 @@ impl Plane {
             return;
         }
         let credits = self.config.credits.min(offer.concurrency);
-        let terms = AcceptTerms { offer: offer.offer, worker: self.node, credits };
+        let terms = AcceptTerms {
+            offer: offer.offer,
+            worker: self.node,
+            credits,
+        };
         let signature = self.config.identity.sign(&terms.signed_bytes());
         // The grant may be presented for as long as the offer could be granted and opened.
         let wait = std::time::Duration::from_millis(u64::from(offer.accept_deadline_ms));
         let until = at.now + wait + self.config.timings.open;
-        self.accepting.insert(offer.offer, Accepting { until, unanswered: false });
+        self.accepting.insert(
+            offer.offer,
+            Accepting {
+                until,
+                unanswered: false,
+            },
+        );
         let signature = Base64Bytes(signature.to_vec());
         let body = RequestBody::Accept { terms, signature };
         self.link.ask_market(Tag::Accept(offer.offer), body, at.now);
@@ -39,7 +49,11 @@ impl Plane {
     }
 
     fn decide(&self, offer: &Offer, requester_polo: i64) -> Result<(), &'static str> {
-        let policy = self.config.skills.iter().find(|(name, _)| *name == offer.skill);
+        let policy = self
+            .config
+            .skills
+            .iter()
+            .find(|(name, _)| *name == offer.skill);
         if self.closed_for_work().is_some() {
             return Err("offers_declined_closed");
         }
@@ -49,12 +63,18 @@ impl Plane {
         if offer.requester == self.node || offer.refusal().is_some() {
             return Err("offers_declined_invalid");
         }
-        let Some((_, policy)) = policy else { return Err("offers_declined_no_skill") };
+        let Some((_, policy)) = policy else {
+            return Err("offers_declined_no_skill");
+        };
         if !policy_allows(*policy, requester_polo, self.polo) {
             return Err("offers_declined_gate");
         }
         if let Some(accepting) = self.accepting.get(&offer.offer) {
-            return if accepting.unanswered { Ok(()) } else { Err("offers_declined_repeated") };
+            return if accepting.unanswered {
+                Ok(())
+            } else {
+                Err("offers_declined_repeated")
+            };
         }
         let taken = self.serving.len() + self.accepting.len();
         if taken >= self.config.engagements_max || self.accepting.len() >= ACCEPTING_MAX {
@@ -87,15 +107,22 @@ impl Plane {
     ) {
         let grant = &signed.grant;
         if let Some(row) = self.serving.get_mut(&grant.engagement) {
-            let longer = grant.tasks > row.grant.tasks
-                || grant.expires_at_ms > row.grant.expires_at_ms;
+            let longer =
+                grant.tasks > row.grant.tasks || grant.expires_at_ms > row.grant.expires_at_ms;
             if longer {
                 let expires_at = at.at_unix_ms(grant.expires_at_ms);
                 row.expires_at = expires_at;
                 let (peer, engagement, tasks) = (grant.requester, grant.engagement, grant.tasks);
                 row.bytes = signed.encode();
                 row.grant = signed.grant;
-                self.command(peer, Command::Extend { engagement, tasks, expires_at });
+                self.command(
+                    peer,
+                    Command::Extend {
+                        engagement,
+                        tasks,
+                        expires_at,
+                    },
+                );
             }
             return;
         }
@@ -115,7 +142,10 @@ impl Plane {
     }
 
     fn skill(&self, name: &str) -> Option<usize> {
-        self.config.skills.iter().position(|(skill, _)| skill == name)
+        self.config
+            .skills
+            .iter()
+            .position(|(skill, _)| skill == name)
     }
 
     fn keep_serving(&mut self, signed: SignedGrant, skill: usize, at: Moment) {
@@ -125,7 +155,9 @@ impl Plane {
         let row = Serving {
             bytes,
             skill,
-            state: ServeState::Granted { until: at.now + self.config.timings.open },
+            state: ServeState::Granted {
+                until: at.now + self.config.timings.open,
+            },
             expires_at: at.at_unix_ms(grant.expires_at_ms),
             totals: Totals::default(),
             account: WorkerAccount::new(grant.engagement, grant.requester_key),
@@ -149,18 +181,33 @@ impl Plane {
     ) {
         match self.admit(peer, channel, grant, at) {
             Ok(engagement) => {
-                let Some(row) = self.serving.get_mut(&engagement) else { return };
+                let Some(row) = self.serving.get_mut(&engagement) else {
+                    return;
+                };
                 row.state = ServeState::Open { channel };
                 let credits = row.grant.concurrency.min(self.config.credits);
-                let terms =
-                    terms(&row.grant, row.skill, credits, self.config.unsigned_max, at);
+                let terms = terms(&row.grant, row.skill, credits, self.config.unsigned_max, at);
                 self.count("channels_admitted");
-                self.command(peer, Command::Admit { peer, channel, terms });
+                self.command(
+                    peer,
+                    Command::Admit {
+                        peer,
+                        channel,
+                        terms,
+                    },
+                );
             }
             Err((reason, why)) => {
                 self.count("channels_refused");
                 tracing::warn!(%peer, reason = reason.label(), why, "channel refused");
-                self.command(peer, Command::Refuse { peer, channel, reason });
+                self.command(
+                    peer,
+                    Command::Refuse {
+                        peer,
+                        channel,
+                        reason,
+                    },
+                );
             }
         }
     }
@@ -174,8 +221,13 @@ impl Plane {
     ) -> Result<EngagementId, (CloseReason, &'static str)> {
         let bad = |why| (CloseReason::BadGrant, why);
         let signed = SignedGrant::decode(grant).map_err(|_| bad("the grant is malformed"))?;
-        let key = self.link.registry_key().ok_or(bad("the registry's key is not known yet"))?;
-        signed.verify(&key).map_err(|_| bad("the grant is not signed by the registry"))?;
+        let key = self
+            .link
+            .registry_key()
+            .ok_or(bad("the registry's key is not known yet"))?;
+        signed
+            .verify(&key)
+            .map_err(|_| bad("the grant is not signed by the registry"))?;
         let grant = &signed.grant;
         if grant.worker != self.node || grant.worker_key != self.config.identity.public() {
             return Err(bad("the grant names another worker"));
@@ -189,8 +241,9 @@ impl Plane {
         if self.drain.is_some() {
             return Err((CloseReason::Draining, "the node is shutting down"));
         }
-        let skill =
-            self.skill(&grant.skill).ok_or((CloseReason::NoSkill, "the skill is not served"))?;
+        let skill = self
+            .skill(&grant.skill)
+            .ok_or((CloseReason::NoSkill, "the skill is not served"))?;
         if !gate_holds(grant, self.config.skills[skill].1) {
             return Err(bad("the gate in the grant is not this worker's"));
         }
@@ -251,7 +304,14 @@ impl Plane {
         };
         let covered = covered(&whole.receipt);
         let receipt = Box::new(whole.encode());
-        self.command_after_commit(peer, Command::Countersign { engagement, receipt, covered });
+        self.command_after_commit(
+            peer,
+            Command::Countersign {
+                engagement,
+                receipt,
+                covered,
+            },
+        );
     }
 
     /// A channel that we served is gone.
@@ -262,7 +322,9 @@ impl Plane {
         totals: Totals,
         at: Moment,
     ) {
-        let Some(row) = self.serving.remove(&engagement) else { return };
+        let Some(row) = self.serving.remove(&engagement) else {
+            return;
+        };
         tracing::debug!(%engagement, reason = reason.label(), done = totals.done, "served");
         if !is_signed(&row.account, &totals) {
             self.count("engagements_short_of_receipts");
@@ -277,7 +339,9 @@ impl Plane {
     /// The requester, or the registry, has ended an engagement that we serve.
     pub(crate) fn serve_released(&mut self, engagement: EngagementId, at: Moment) {
         let grace = self.config.timings.grace;
-        let Some(row) = self.serving.get_mut(&engagement) else { return };
+        let Some(row) = self.serving.get_mut(&engagement) else {
+            return;
+        };
         match row.state {
             ServeState::Granted { .. } => {
                 self.serving.remove(&engagement);
@@ -292,7 +356,8 @@ impl Plane {
     }
 
     pub(crate) fn tick_serving(&mut self, at: Moment) {
-        self.accepting.retain(|_, accepting| at.now < accepting.until);
+        self.accepting
+            .retain(|_, accepting| at.now < accepting.until);
         let grace = self.config.timings.grace;
         let mut unopened = Vec::new();
         let mut overdue = Vec::new();
@@ -320,7 +385,11 @@ impl Plane {
         }
         for engagement in endless {
             self.count("channels_without_end");
-            let totals = self.serving.get(&engagement).map(|row| row.totals).unwrap_or_default();
+            let totals = self
+                .serving
+                .get(&engagement)
+                .map(|row| row.totals)
+                .unwrap_or_default();
             self.serve_closed(engagement, CloseReason::Expired, totals, at);
         }
     }
@@ -328,6 +397,9 @@ impl Plane {
 
 /// Whether the requester has signed for everything that was made.
 pub(crate) fn is_signed(account: &WorkerAccount, made: &Totals) -> bool {
-    let answered = made.done.saturating_add(made.failed).saturating_add(made.expired);
+    let answered = made
+        .done
+        .saturating_add(made.failed)
+        .saturating_add(made.expired);
     account.whole().map_or(0, |whole| covered(&whole.receipt)) >= answered
 }

@@ -61,7 +61,9 @@ impl Settler {
 
     /// The registry says that the engagement stands at `k`. True if nothing newer is wanted.
     pub(crate) fn settled(&mut self, engagement: EngagementId, k: u32) -> bool {
-        let Some(row) = self.rows.get_mut(&engagement) else { return true };
+        let Some(row) = self.rows.get_mut(&engagement) else {
+            return true;
+        };
         if row.in_flight.is_some_and(|in_flight| in_flight <= k) {
             row.in_flight = None;
             self.in_flight -= 1;
@@ -99,7 +101,11 @@ impl Settler {
 
     /// Gives an engagement up.
     pub(crate) fn forget(&mut self, engagement: EngagementId) {
-        if self.rows.remove(&engagement).is_some_and(|row| row.in_flight.is_some()) {
+        if self
+            .rows
+            .remove(&engagement)
+            .is_some_and(|row| row.in_flight.is_some())
+        {
             self.in_flight -= 1;
         }
     }
@@ -118,7 +124,11 @@ mod tests {
 
     fn receipt(engagement: u64, k: u32) -> SignedReceipt {
         SignedReceipt {
-            receipt: Receipt { engagement: EngagementId(engagement), k, ..Receipt::default() },
+            receipt: Receipt {
+                engagement: EngagementId(engagement),
+                k,
+                ..Receipt::default()
+            },
             requester_signature: [0; 64],
             worker_signature: [0; 64],
         }

@@ -50,7 +50,9 @@ impl Plane {
     /// Begins the end.
     pub(crate) fn shut_down(&mut self, respond: Respond<()>, at: Moment) {
         if self.drain.is_some() {
-            respond(Err(NodeError("the node is shutting down already".to_owned())));
+            respond(Err(NodeError(
+                "the node is shutting down already".to_owned(),
+            )));
             return;
         }
         let running = self.node.0 != 0;
@@ -110,7 +112,9 @@ impl Plane {
         let error = error.unwrap_or_else(|| "it ended without being told to".to_owned());
         self.count("workers_failed");
         tracing::error!(worker, %error, "a worker thread has ended");
-        self.fatal = Some(format!("worker {worker} has ended: {error}; restart the node"));
+        self.fatal = Some(format!(
+            "worker {worker} has ended: {error}; restart the node"
+        ));
         self.advertiser.hurry(at.now);
         let workers = self.config.workers;
         let on_it = |node| owner_of(node, workers) == worker;
@@ -137,7 +141,11 @@ impl Plane {
             .map(|(engagement, _)| *engagement)
             .collect();
         for engagement in served {
-            let totals = self.serving.get(&engagement).map(|row| row.totals).unwrap_or_default();
+            let totals = self
+                .serving
+                .get(&engagement)
+                .map(|row| row.totals)
+                .unwrap_or_default();
             self.serve_closed(engagement, CloseReason::Lost, totals, at);
         }
     }
@@ -149,10 +157,16 @@ impl Plane {
             return;
         }
         let late = at.now >= drain.until;
-        let live = self.requesting.values().any(super::engagements::Requesting::is_live);
+        let live = self
+            .requesting
+            .values()
+            .any(super::engagements::Requesting::is_live);
         // A requester has until the end of this phase to sign for what it holds.
         let signed = || {
-            let all = self.serving.values().all(|row| is_signed(&row.account, &row.totals));
+            let all = self
+                .serving
+                .values()
+                .all(|row| is_signed(&row.account, &row.totals));
             all && (at.now >= drain.quiet_at || self.serving.is_empty())
         };
         match drain.phase {
@@ -190,7 +204,13 @@ impl Plane {
             .map(|(engagement, row)| (row.grant.requester, *engagement))
             .collect();
         for (peer, engagement) in served {
-            self.command(peer, Command::Close { engagement, reason: CloseReason::Draining });
+            self.command(
+                peer,
+                Command::Close {
+                    engagement,
+                    reason: CloseReason::Draining,
+                },
+            );
         }
         self.settler.hurry();
         self.tick_drain(at);
@@ -198,8 +218,11 @@ impl Plane {
 
     /// Channels whose peers do not answer any more are released all the same.
     fn give_up_channels(&mut self, at: Moment) {
-        let left: Vec<_> =
-            self.serving.iter().map(|(engagement, row)| (*engagement, row.totals)).collect();
+        let left: Vec<_> = self
+            .serving
+            .iter()
+            .map(|(engagement, row)| (*engagement, row.totals))
+            .collect();
         for (engagement, totals) in left {
             self.serve_closed(engagement, CloseReason::Draining, totals, at);
         }

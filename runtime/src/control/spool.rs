@@ -51,12 +51,20 @@ pub(crate) struct Entry {
 
 impl Entry {
     pub(crate) fn new(side: Side, grant: Vec<u8>) -> Self {
-        Entry { side, grant, half: None, whole: None, settled_k: 0 }
+        Entry {
+            side,
+            grant,
+            half: None,
+            whole: None,
+            settled_k: 0,
+        }
     }
 
     /// The receipt that the registry still lacks.
     pub(crate) fn unsettled(&self) -> Option<&SignedReceipt> {
-        self.whole.as_ref().filter(|whole| whole.receipt.k > self.settled_k)
+        self.whole
+            .as_ref()
+            .filter(|whole| whole.receipt.k > self.settled_k)
     }
 
     /// `version u8 | side u8 | settled k u32 | grant length u16 | grant | half? u8 and 228 |
@@ -87,7 +95,11 @@ impl Entry {
         let (whole, rest) = decode_receipt(rest)?;
         let sound = version == VERSION && side <= 1 && grant_len <= GRANT_LEN_MAX;
         (sound && rest.is_empty()).then(|| Entry {
-            side: if side == 1 { Side::Worker } else { Side::Requester },
+            side: if side == 1 {
+                Side::Worker
+            } else {
+                Side::Requester
+            },
             grant: grant.to_vec(),
             half,
             whole,
@@ -132,9 +144,7 @@ impl Spool {
         let fault = |error: redb::Error| SpoolFault(format!("{place}: {error}"));
         let database = match state {
             Some(state) => Database::create(state.join(FILE)),
-            None => {
-                Database::builder().create_with_backend(redb::backends::InMemoryBackend::new())
-            }
+            None => Database::builder().create_with_backend(redb::backends::InMemoryBackend::new()),
         }
         .map_err(|error| fault(error.into()))?;
         let mut entries = BTreeMap::new();
@@ -166,7 +176,9 @@ impl Spool {
 
     /// All entries, by engagement.
     pub(crate) fn entries(&self) -> impl Iterator<Item = (EngagementId, &Entry)> {
-        self.entries.iter().map(|(engagement, entry)| (*engagement, entry))
+        self.entries
+            .iter()
+            .map(|(engagement, entry)| (*engagement, entry))
     }
 
     /// One entry.
@@ -187,22 +199,25 @@ impl Spool {
 
     /// Receipts that the registry still lacks.
     pub(crate) fn waiting(&self) -> usize {
-        self.entries.values().filter(|entry| entry.unsettled().is_some()).count()
+        self.entries
+            .values()
+            .filter(|entry| entry.unsettled().is_some())
+            .count()
     }
 
     /// Stages a receipt; `grant` opens the entry if it is the first. One with an older `k` than
     /// the entry's is not kept.
-    pub(crate) fn put(
-        &mut self,
-        side: Side,
-        grant: &[u8],
-        receipt: SignedReceipt,
-        is_whole: bool,
-    ) {
+    pub(crate) fn put(&mut self, side: Side, grant: &[u8], receipt: SignedReceipt, is_whole: bool) {
         let engagement = receipt.receipt.engagement;
-        let entry =
-            self.entries.entry(engagement).or_insert_with(|| Entry::new(side, grant.to_vec()));
-        let place = if is_whole { &mut entry.whole } else { &mut entry.half };
+        let entry = self
+            .entries
+            .entry(engagement)
+            .or_insert_with(|| Entry::new(side, grant.to_vec()));
+        let place = if is_whole {
+            &mut entry.whole
+        } else {
+            &mut entry.half
+        };
         if place.is_none_or(|earlier| earlier.receipt.k < receipt.receipt.k) {
             *place = Some(receipt);
             self.staged.insert(engagement);
@@ -241,7 +256,8 @@ impl Spool {
         if self.staged.is_empty() {
             return Ok(());
         }
-        self.write().map_err(|error| SpoolFault(format!("{}: {error}", self.place)))?;
+        self.write()
+            .map_err(|error| SpoolFault(format!("{}: {error}", self.place)))?;
         self.staged.clear();
         self.staged_receipt = false;
         Ok(())
@@ -335,7 +351,10 @@ mod tests {
         let mut spool = Spool::open(None, 2).expect("in memory");
         spool.put(Side::Worker, &[], receipt(1, 2), true);
         spool.put(Side::Worker, &[], receipt(1, 1), true);
-        assert_eq!(spool.entry(EngagementId(1)).expect("kept").whole, Some(receipt(1, 2)));
+        assert_eq!(
+            spool.entry(EngagementId(1)).expect("kept").whole,
+            Some(receipt(1, 2))
+        );
         spool.settled(EngagementId(1), 1);
         assert_eq!(spool.waiting(), 1);
         spool.settled(EngagementId(1), 2);
@@ -354,7 +373,9 @@ mod tests {
     fn a_second_node_on_the_same_state_is_refused_by_name() {
         let state = tempfile::tempdir().expect("a directory");
         let _first = Spool::open(Some(state.path()), 10).expect("a new spool");
-        let fault = Spool::open(Some(state.path()), 10).err().expect("held by the first");
+        let fault = Spool::open(Some(state.path()), 10)
+            .err()
+            .expect("held by the first");
         assert!(fault.to_string().contains(FILE), "{fault}");
     }
 
@@ -364,7 +385,10 @@ mod tests {
             let whole = Entry::new(Side::Worker, vec![1; 30]).encode();
             assert_eq!(Entry::decode(&whole[..length]), None);
         }
-        let entry = Entry { half: Some(receipt(1, 2)), ..Entry::new(Side::Requester, vec![]) };
+        let entry = Entry {
+            half: Some(receipt(1, 2)),
+            ..Entry::new(Side::Requester, vec![])
+        };
         assert_eq!(Entry::decode(&entry.encode()), Some(entry));
     }
 }

@@ -27,7 +27,7 @@ use super::pin::Pin;
 use super::plane::{Plane, PlaneConfig};
 use super::spool::{ENTRIES_MAX, Spool};
 use super::transport::{Arrival, Backend, Dial, Order, QUEUE_MAX, Wire, dial};
-use super::vocabulary::{Command, Report};
+use super::vocabulary::Command;
 use crate::handler::{Placement, Skill};
 use crate::node::{NodeConfig, NodeError};
 use crate::worker::{
@@ -63,9 +63,18 @@ pub(crate) fn start(
     };
     let (asks, asks_inbox) = mpsc::channel(ASKS_MAX);
     let shared = Arc::new(Shared::new(config.registry, listen, timings));
-    let handle = ControlHandle { asks, shared: Arc::clone(&shared) };
-    let seed =
-        Seed { config, plane, sockets, socket, asks: asks_inbox, handle: handle.clone() };
+    let handle = ControlHandle {
+        asks,
+        shared: Arc::clone(&shared),
+    };
+    let seed = Seed {
+        config,
+        plane,
+        sockets,
+        socket,
+        asks: asks_inbox,
+        handle: handle.clone(),
+    };
     let thread = std::thread::Builder::new()
         .name("ramjet-control".to_owned())
         .spawn(move || run(seed))
@@ -83,26 +92,42 @@ fn check(config: &NodeConfig) -> Result<(), String> {
         Ok(())
     };
     range("workers", config.workers as u64, WORKERS_MAX as u64)?;
-    range("credits", u64::from(config.credits), SLOTS_PER_CHANNEL_MAX as u64)?;
+    range(
+        "credits",
+        u64::from(config.credits),
+        SLOTS_PER_CHANNEL_MAX as u64,
+    )?;
     range("engagements_max", config.engagements_max as u64, 1 << 20)?;
     range("unsigned_max", config.unsigned_max, u64::MAX)?;
     range("tunnels_max", config.tunnels_max as u64, 1 << 24)?;
     for (index, skill) in config.skills.iter().enumerate() {
         if !is_skill_name(&skill.name) {
-            return Err(format!("skill {:?} must be 1 to 64 bytes of [a-z0-9._-]", skill.name));
+            return Err(format!(
+                "skill {:?} must be 1 to 64 bytes of [a-z0-9._-]",
+                skill.name
+            ));
         }
-        if config.skills[..index].iter().any(|earlier| earlier.name == skill.name) {
+        if config.skills[..index]
+            .iter()
+            .any(|earlier| earlier.name == skill.name)
+        {
             return Err(format!("skill {:?} is configured twice", skill.name));
         }
     }
     if uses_pool(&config.skills) {
-        range("pool_threads", config.pool_threads as u64, WORKERS_MAX as u64)?;
+        range(
+            "pool_threads",
+            config.pool_threads as u64,
+            WORKERS_MAX as u64,
+        )?;
     }
     Ok(())
 }
 
 fn uses_pool(skills: &[Skill]) -> bool {
-    skills.iter().any(|skill| skill.handler.placement() == Placement::Pool)
+    skills
+        .iter()
+        .any(|skill| skill.handler.placement() == Placement::Pool)
 }
 
 /// The plane of a node: its state directory, its link, what it says of itself.
@@ -134,8 +159,11 @@ fn plane(
         },
         pin,
     );
-    let skills =
-        config.skills.iter().map(|skill| (skill.name.clone(), skill.accept_from)).collect();
+    let skills = config
+        .skills
+        .iter()
+        .map(|skill| (skill.name.clone(), skill.accept_from))
+        .collect();
     let plane_config = PlaneConfig {
         identity: Arc::clone(&config.identity),
         skills,
@@ -249,7 +277,10 @@ struct Shell {
 }
 
 fn moment() -> Moment {
-    Moment { now: worker::clock::now(), unix_ms: worker::clock::unix_ms() }
+    Moment {
+        now: worker::clock::now(),
+        unix_ms: worker::clock::unix_ms(),
+    }
 }
 
 impl Shell {
@@ -258,7 +289,6 @@ impl Shell {
         loop {
             let mut more = self.take_waiting();
             if tokio::time::Instant::now() >= next_tick {
-                self.look_after_workers();
                 self.plane.tick(moment());
                 next_tick = tokio::time::Instant::now() + TICK;
             }
@@ -313,22 +343,27 @@ impl Shell {
         if self.plane.node == NodeId(0) {
             return Ok(());
         }
-        let Some((sockets, senders)) = self.unstarted.take() else { return Ok(()) };
+        let Some((sockets, senders)) = self.unstarted.take() else {
+            return Ok(());
+        };
         let skills: Arc<[Skill]> = self.config.skills.clone().into();
         let cores = &self.config.cores;
-        let plans = sockets.into_iter().enumerate().map(|(index, socket)| WorkerPlan {
-            index,
-            workers: self.config.workers,
-            core: (!cores.is_empty()).then(|| cores[index % cores.len()]),
-            socket,
-            io: self.config.io,
-            idle: self.config.idle,
-            node: self.plane.node,
-            identity: Arc::clone(&self.config.identity),
-            skills: Arc::clone(&skills),
-            beacon: self.config.beacon,
-            tunnels_max: self.config.tunnels_max,
-        });
+        let plans = sockets
+            .into_iter()
+            .enumerate()
+            .map(|(index, socket)| WorkerPlan {
+                index,
+                workers: self.config.workers,
+                core: (!cores.is_empty()).then(|| cores[index % cores.len()]),
+                socket,
+                io: self.config.io,
+                idle: self.config.idle,
+                node: self.plane.node,
+                identity: Arc::clone(&self.config.identity),
+                skills: Arc::clone(&skills),
+                beacon: self.config.beacon,
+                tunnels_max: self.config.tunnels_max,
+            });
         if uses_pool(&self.config.skills) {
             let pool = Pool::start(self.config.pool_threads, self.config.workers)
                 .map_err(|error| format!("pool of {}: {error}", self.config.pool_threads))?;
@@ -336,17 +371,6 @@ impl Shell {
         }
         self.workers = worker::spawn_group(plans.collect(), senders, self.pool.as_ref())?;
         Ok(())
-    }
-
-    /// A worker that panicked reports nothing: its engagements must not wait for it.
-    fn look_after_workers(&mut self) {
-        for (index, worker) in self.workers.iter().enumerate() {
-            let known = self.plane.stopping || self.plane.ended.contains(&index);
-            if worker.is_finished() && !known {
-                let error = Some("it panicked; standard error has its message".to_owned());
-                self.plane.report(Report::Stopped { worker: index, error }, moment());
-            }
-        }
     }
 
     /// Does what the plane has decided.
@@ -372,8 +396,8 @@ impl Shell {
                 backlog.push_back(command);
             }
         }
-        for (worker, backlog) in self.workers.iter().zip(&mut self.backlog) {
-            if worker.is_finished() {
+        for (index, (worker, backlog)) in self.workers.iter().zip(&mut self.backlog).enumerate() {
+            if self.plane.ended.contains(&index) {
                 // Nobody will read them.
                 backlog.clear();
             }

@@ -76,7 +76,11 @@ pub(crate) struct Deframer {
 
 impl Deframer {
     pub(crate) fn new(limit: usize) -> Self {
-        Deframer { bytes: Vec::new(), consumed: 0, limit }
+        Deframer {
+            bytes: Vec::new(),
+            consumed: 0,
+            limit,
+        }
     }
 
     /// Appends what arrived. Call [`Self::next`] until it answers `None`, then append again: so
@@ -90,15 +94,22 @@ impl Deframer {
     /// The next whole frame.
     pub(crate) fn next(&mut self) -> Result<Option<Vec<u8>>, FrameFault> {
         let rest = &self.bytes[self.consumed..];
-        let Some((length, body)) = rest.split_first_chunk::<4>() else { return Ok(None) };
+        let Some((length, body)) = rest.split_first_chunk::<4>() else {
+            return Ok(None);
+        };
         let len = u32::from_be_bytes(*length) as usize;
         if len == 0 {
             return Err(FrameFault::Empty);
         }
         if len > self.limit {
-            return Err(FrameFault::TooLong { len, limit: self.limit });
+            return Err(FrameFault::TooLong {
+                len,
+                limit: self.limit,
+            });
         }
-        let Some(frame) = body.get(..len) else { return Ok(None) };
+        let Some(frame) = body.get(..len) else {
+            return Ok(None);
+        };
         let frame = frame.to_vec();
         self.consumed += 4 + len;
         Ok(Some(frame))
@@ -245,7 +256,12 @@ async fn keep_connected(dial: Dial, mut orders: mpsc::Receiver<Order>) {
         };
         // None: the loop is gone.
         let Some(reason) = reason else { return };
-        if dial.arrivals.send((dial.wire, Arrival::Down { reason })).await.is_err() {
+        if dial
+            .arrivals
+            .send((dial.wire, Arrival::Down { reason }))
+            .await
+            .is_err()
+        {
             return;
         }
         let pause = tokio::time::sleep(backoff.pause((dial.entropy)()));
@@ -268,7 +284,10 @@ async fn serve(
     mut writer: Writer,
     orders: &mut mpsc::Receiver<Order>,
 ) -> Option<String> {
-    dial.arrivals.send((dial.wire, Arrival::Up { generation })).await.ok()?;
+    dial.arrivals
+        .send((dial.wire, Arrival::Up { generation }))
+        .await
+        .ok()?;
     let mut reading = tokio::task::spawn_local(read_frames(
         dial.wire,
         generation,
@@ -316,13 +335,20 @@ fn gather(
     let mut next = Some(order);
     while let Some(order) = next {
         match order {
-            Order::Send { generation, message } if generation == current => {
+            Order::Send {
+                generation,
+                message,
+            } if generation == current => {
                 append_frame(bytes, &message);
             }
             Order::Drop { generation, reason } if generation == current => return Some(reason),
             Order::Send { .. } | Order::Drop { .. } => {}
         }
-        next = if bytes.len() < CHUNK_LEN { orders.try_recv().ok() } else { None };
+        next = if bytes.len() < CHUNK_LEN {
+            orders.try_recv().ok()
+        } else {
+            None
+        };
     }
     None
 }
@@ -391,7 +417,13 @@ mod tests {
     fn a_length_beyond_the_limit_is_refused_before_its_bytes_arrive() {
         let mut deframer = Deframer::new(1_000);
         deframer.push(&1_001_u32.to_be_bytes());
-        assert_eq!(deframer.next(), Err(FrameFault::TooLong { len: 1_001, limit: 1_000 }));
+        assert_eq!(
+            deframer.next(),
+            Err(FrameFault::TooLong {
+                len: 1_001,
+                limit: 1_000
+            })
+        );
         let mut deframer = Deframer::new(1_000);
         deframer.push(&[0; 4]);
         assert_eq!(deframer.next(), Err(FrameFault::Empty));

@@ -258,7 +258,11 @@ impl Histograms {
     /// Empty ones.
     pub fn new() -> Self {
         let histogram = || Histogram::new_with_bounds(100, Self::MAX_NS, 3).expect("valid bounds");
-        Histograms { round_trip: histogram(), handler: histogram(), staged: histogram() }
+        Histograms {
+            round_trip: histogram(),
+            handler: histogram(),
+            staged: histogram(),
+        }
     }
 
     /// Adds another worker's to these.

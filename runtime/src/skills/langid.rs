@@ -54,7 +54,9 @@ impl Handler for Langid {
             ),
             None => written(
                 result,
-                format_args!(r#"{{"lang":null,"script":null,"confidence":0.000,"reliable":false}}"#),
+                format_args!(
+                    r#"{{"lang":null,"script":null,"confidence":0.000,"reliable":false}}"#
+                ),
             ),
         };
         Outcome::Done(len)
@@ -66,7 +68,10 @@ fn head(text: &str, len_max: usize) -> &str {
     if text.len() <= len_max {
         return text;
     }
-    let end = (0..=len_max).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
+    let end = (0..=len_max)
+        .rev()
+        .find(|&end| text.is_char_boundary(end))
+        .unwrap_or(0);
     &text[..end]
 }
 
@@ -75,7 +80,8 @@ fn head(text: &str, len_max: usize) -> &str {
 fn written(space: &mut [u8], text: std::fmt::Arguments<'_>) -> usize {
     let free = space.len();
     let mut rest = space;
-    rest.write_fmt(text).expect("the longest answer fits RESULT_LEN_MAX");
+    rest.write_fmt(text)
+        .expect("the longest answer fits RESULT_LEN_MAX");
     free - rest.len()
 }
 
@@ -87,10 +93,26 @@ mod tests {
     #[test]
     fn known_texts_are_told_apart() {
         let table = [
-            ("All human beings are born free and equal in dignity and rights.", "eng", "Latin"),
-            ("Alle Menschen sind frei und gleich an Würde und Rechten geboren.", "deu", "Latin"),
-            ("Все люди рождаются свободными и равными в своем достоинстве.", "rus", "Cyrillic"),
-            ("すべての人間は、生まれながらにして自由である。", "jpn", "Hiragana"),
+            (
+                "All human beings are born free and equal in dignity and rights.",
+                "eng",
+                "Latin",
+            ),
+            (
+                "Alle Menschen sind frei und gleich an Würde und Rechten geboren.",
+                "deu",
+                "Latin",
+            ),
+            (
+                "Все люди рождаются свободными и равными в своем достоинстве.",
+                "rus",
+                "Cyrillic",
+            ),
+            (
+                "すべての人間は、生まれながらにして自由である。",
+                "jpn",
+                "Hiragana",
+            ),
             ("모든 인간은 태어날 때부터 자유로우며", "kor", "Hangul"),
             ("Όλοι οι άνθρωποι γεννιούνται ελεύθεροι", "ell", "Greek"),
         ];
@@ -99,7 +121,11 @@ mod tests {
             let json: serde_json::Value = serde_json::from_str(&result).expect("JSON");
             assert_eq!(json["lang"], lang, "{result}");
             assert_eq!(json["script"], script, "{result}");
-            assert!(json["confidence"].as_f64().is_some_and(|c| (0.0..=1.0).contains(&c)));
+            assert!(
+                json["confidence"]
+                    .as_f64()
+                    .is_some_and(|c| (0.0..=1.0).contains(&c))
+            );
         }
     }
 
@@ -126,7 +152,10 @@ mod tests {
     #[test]
     fn bytes_that_are_no_text_fail_with_their_place() {
         let error = run(&Langid, b"abc\xff").expect_err("no UTF-8");
-        assert_eq!(error, "byte 3 of the payload is not UTF-8; langid takes text in UTF-8");
+        assert_eq!(
+            error,
+            "byte 3 of the payload is not UTF-8; langid takes text in UTF-8"
+        );
     }
 
     #[test]

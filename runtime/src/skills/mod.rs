@@ -32,7 +32,12 @@ pub struct UnknownSkill(pub String);
 
 impl std::fmt::Display for UnknownSkill {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "there is no built-in skill {:?}; there are {}", self.0, NAMES.join(", "))
+        write!(
+            f,
+            "there is no built-in skill {:?}; there are {}",
+            self.0,
+            NAMES.join(", ")
+        )
     }
 }
 
@@ -56,7 +61,11 @@ pub fn handler(name: &str) -> Result<Arc<dyn Handler>, UnknownSkill> {
 /// # Errors
 /// [`UnknownSkill`], which lists those that there are.
 pub fn built_in(name: &str, accept_from: AcceptFrom) -> Result<Skill, UnknownSkill> {
-    Ok(Skill { name: name.to_owned(), accept_from, handler: handler(name)? })
+    Ok(Skill {
+        name: name.to_owned(),
+        accept_from,
+        handler: handler(name)?,
+    })
 }
 
 #[cfg(test)]

@@ -10,7 +10,10 @@
 //! A slice of a buffer is handed out only while its state says that the rooms own it, and borrows
 //! the arena, so it cannot outlive the change of owner. Buffers in the kernel are never touched.
 //! Absent: growth. The arenas are as large as they will ever be before the first datagram.
-#![expect(unsafe_code, reason = "memory shared with the kernel has no safe owner; one of two files")]
+#![expect(
+    unsafe_code,
+    reason = "memory shared with the kernel has no safe owner; one of two files"
+)]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
@@ -62,7 +65,11 @@ impl Region {
     }
 
     fn address(&self, offset: usize) -> *mut u8 {
-        assert!(offset < self.layout.size(), "offset {offset} of {}", self.layout.size());
+        assert!(
+            offset < self.layout.size(),
+            "offset {offset} of {}",
+            self.layout.size()
+        );
         // SAFETY: the offset is within the one allocation that `start` begins, as just asserted.
         unsafe { self.start.as_ptr().add(offset) }
     }
@@ -89,6 +96,12 @@ pub struct ReceiveArena {
     leased: u16,
 }
 
+impl Default for ReceiveArena {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl ReceiveArena {
     /// All buffers, owned by the kernel side from the start.
     pub fn new() -> Self {
@@ -103,7 +116,11 @@ impl ReceiveArena {
     /// The kernel filled this buffer: the rooms own it now.
     pub fn lease(&mut self, buffer: u16) {
         let state = &mut self.states[usize::from(buffer)];
-        assert_eq!(*state, ReceiveState::InKernel, "buffer {buffer} completed twice");
+        assert_eq!(
+            *state,
+            ReceiveState::InKernel,
+            "buffer {buffer} completed twice"
+        );
         *state = ReceiveState::Leased;
         self.leased += 1;
     }
@@ -111,14 +128,22 @@ impl ReceiveArena {
     /// The rooms are done with it: the kernel may have it again.
     pub fn release(&mut self, buffer: u16) {
         let state = &mut self.states[usize::from(buffer)];
-        assert_eq!(*state, ReceiveState::Leased, "buffer {buffer} released twice");
+        assert_eq!(
+            *state,
+            ReceiveState::Leased,
+            "buffer {buffer} released twice"
+        );
         *state = ReceiveState::InKernel;
         self.leased -= 1;
     }
 
     /// A leased buffer, head and payload.
     pub fn buffer(&mut self, buffer: u16) -> &mut [u8] {
-        assert_eq!(self.states[usize::from(buffer)], ReceiveState::Leased, "buffer {buffer}");
+        assert_eq!(
+            self.states[usize::from(buffer)],
+            ReceiveState::Leased,
+            "buffer {buffer}"
+        );
         let start = self.region.address(usize::from(buffer) * RECEIVE_STRIDE);
         // SAFETY: the stride lies within the region; the state says that the kernel does not own
         // this buffer, and the slice borrows the arena, so no second slice of it exists.
@@ -127,7 +152,11 @@ impl ReceiveArena {
 
     /// Where the kernel is to write a buffer that it owns.
     pub(super) fn kernel_address(&self, buffer: u16) -> u64 {
-        assert_eq!(self.states[usize::from(buffer)], ReceiveState::InKernel, "buffer {buffer}");
+        assert_eq!(
+            self.states[usize::from(buffer)],
+            ReceiveState::InKernel,
+            "buffer {buffer}"
+        );
         self.region.address(usize::from(buffer) * RECEIVE_STRIDE) as u64
     }
 
@@ -149,6 +178,12 @@ pub struct SendArena {
     region: Region,
     states: Box<[SendState]>,
     free: Vec<u16>,
+}
+
+impl Default for SendArena {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl SendArena {
@@ -176,7 +211,11 @@ impl SendArena {
 
     /// A train that is being filled.
     pub fn train(&mut self, train: u16) -> &mut [u8] {
-        assert_eq!(self.states[usize::from(train)], SendState::Filling, "train {train}");
+        assert_eq!(
+            self.states[usize::from(train)],
+            SendState::Filling,
+            "train {train}"
+        );
         let start = self.region.address(usize::from(train) * TRAIN_STRIDE);
         // SAFETY: the stride lies within the region; the state says that neither the kernel nor the
         // free list owns this train, and the slice borrows the arena.
@@ -184,7 +223,7 @@ impl SendArena {
     }
 
     /// The train goes to the kernel; returns where it lies.
-    pub(super) fn to_kernel(&mut self, train: u16) -> *mut u8 {
+    pub(super) fn hand_over(&mut self, train: u16) -> *mut u8 {
         let state = &mut self.states[usize::from(train)];
         assert_eq!(*state, SendState::Filling, "train {train} sent twice");
         *state = SendState::InKernel;
@@ -210,7 +249,10 @@ pub(super) struct DescriptorRing {
 impl DescriptorRing {
     /// Empty.
     pub(super) fn new() -> Self {
-        DescriptorRing { region: Region::new(usize::from(RECEIVE_BUFFERS) * 16), tail: 0 }
+        DescriptorRing {
+            region: Region::new(usize::from(RECEIVE_BUFFERS) * 16),
+            tail: 0,
+        }
     }
 
     /// Page-aligned start, for the registration.
@@ -222,7 +264,10 @@ impl DescriptorRing {
     pub(super) fn push(&mut self, arena: &ReceiveArena, buffer: u16) {
         use std::sync::atomic::{AtomicU16, Ordering};
         let index = usize::from(self.tail & (RECEIVE_BUFFERS - 1));
-        let entry = self.region.address(index * 16).cast::<io_uring::types::BufRingEntry>();
+        let entry = self
+            .region
+            .address(index * 16)
+            .cast::<io_uring::types::BufRingEntry>();
         let length = u32::try_from(RECEIVE_STRIDE).expect("64 KiB and a head");
         // SAFETY: `entry` is one of the ring's own 16-byte entries. The kernel reads entries below
         // the tail only, and this one is published by the store below, after it is written; the
@@ -233,12 +278,14 @@ impl DescriptorRing {
             (*entry).set_bid(buffer);
         }
         self.tail = self.tail.wrapping_add(1);
-        let first = self.region.address(0).cast::<io_uring::types::BufRingEntry>();
+        let first = self
+            .region
+            .address(0)
+            .cast::<io_uring::types::BufRingEntry>();
         // SAFETY: `first` is the start of the ring, whose tail field the crate locates; it is two
         // bytes, aligned, written by this thread alone and read by the kernel with acquire order.
-        let tail = unsafe {
-            AtomicU16::from_ptr(io_uring::types::BufRingEntry::tail(first).cast_mut())
-        };
+        let tail =
+            unsafe { AtomicU16::from_ptr(io_uring::types::BufRingEntry::tail(first).cast_mut()) };
         tail.store(self.tail, Ordering::Release);
     }
 }
@@ -255,7 +302,8 @@ mod tests {
         assert_eq!(arena.leased(), 1);
         arena.release(3);
         assert!(
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| arena.buffer(3).len())).is_err()
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| arena.buffer(3).len()))
+                .is_err()
         );
     }
 
@@ -265,7 +313,7 @@ mod tests {
         let taken: Vec<_> = std::iter::from_fn(|| arena.take()).collect();
         assert_eq!(taken.len(), usize::from(SEND_TRAINS));
         arena.train(taken[0])[0] = 1;
-        arena.to_kernel(taken[0]);
+        arena.hand_over(taken[0]);
         assert_eq!(arena.take(), None);
         arena.free_train(taken[0]);
         assert_eq!(arena.take(), Some(taken[0]));

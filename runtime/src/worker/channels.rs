@@ -7,9 +7,9 @@
 
 use std::collections::HashMap;
 
+use ramjet_proto::engagement::Totals;
 use ramjet_proto::engagement::requesting::Requesting;
 use ramjet_proto::engagement::serving::Serving;
-use ramjet_proto::engagement::Totals;
 use ramjet_proto::ids::{ChannelId, EngagementId, NodeId};
 use ramjet_proto::market::RECEIPT_LEN;
 use ramjet_proto::time::Time;
@@ -168,7 +168,9 @@ impl Channels {
 
     /// Gives an admitted channel the name of its engagement; false if another channel has it.
     pub fn name(&mut self, place: u32) -> bool {
-        let Some(channel) = self.at(place) else { return false };
+        let Some(channel) = self.at(place) else {
+            return false;
+        };
         let key = (channel.engagement, channel.side());
         *self.by_engagement.entry(key).or_insert(place) == place
     }
@@ -209,7 +211,8 @@ impl Channels {
 
     /// The channel of a ticket, if it is still there.
     pub fn redeem(&mut self, ticket: (u32, u32)) -> Option<&mut Channel> {
-        self.at_mut(ticket.0).filter(|channel| channel.generation == ticket.1)
+        self.at_mut(ticket.0)
+            .filter(|channel| channel.generation == ticket.1)
     }
 
     /// A channel number that is free in this tunnel for a requester.

@@ -79,13 +79,19 @@ fn zeros(count: usize) -> Box<[AtomicU64]> {
 
 fn bump(cell: &AtomicU64, by: u64) {
     // One thread writes, so no read-modify-write is needed.
-    cell.store(cell.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
+    cell.store(
+        cell.load(Ordering::Relaxed).wrapping_add(by),
+        Ordering::Relaxed,
+    );
 }
 
 impl Counters {
     /// All at zero.
     pub fn new() -> Self {
-        Counters { values: zeros(COUNTERS.len()), drops: zeros(DropReason::COUNT) }
+        Counters {
+            values: zeros(COUNTERS.len()),
+            drops: zeros(DropReason::COUNT),
+        }
     }
 
     /// Adds to one. Only the worker that owns them may.

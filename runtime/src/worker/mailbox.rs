@@ -40,7 +40,10 @@ pub struct Waker {
 impl Waker {
     fn new() -> io::Result<Self> {
         let event = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        Ok(Waker { event: Arc::new(event), asleep: AtomicBool::new(false) })
+        Ok(Waker {
+            event: Arc::new(event),
+            asleep: AtomicBool::new(false),
+        })
     }
 
     /// The eventfd that ends a wait.
@@ -72,7 +75,10 @@ impl Waker {
 }
 
 /// An eventfd takes its increment in host order (eventfd(2)).
-#[expect(clippy::host_endian_bytes, reason = "the kernel reads it in host order")]
+#[expect(
+    clippy::host_endian_bytes,
+    reason = "the kernel reads it in host order"
+)]
 fn increment() -> [u8; 8] {
     1_u64.to_ne_bytes()
 }
@@ -177,10 +183,15 @@ impl ReportReceiver {
 /// One queue for each worker, and the one receiver of all.
 pub fn reports(workers: usize) -> (Vec<ReportSender>, ReportReceiver) {
     let notify = Arc::new(Notify::new());
-    let queues: Vec<_> = (0..workers).map(|_| Arc::new(ArrayQueue::new(REPORTS_MAX))).collect();
+    let queues: Vec<_> = (0..workers)
+        .map(|_| Arc::new(ArrayQueue::new(REPORTS_MAX)))
+        .collect();
     let senders = queues
         .iter()
-        .map(|queue| ReportSender { queue: Arc::clone(queue), notify: Arc::clone(&notify) })
+        .map(|queue| ReportSender {
+            queue: Arc::clone(queue),
+            notify: Arc::clone(&notify),
+        })
         .collect();
     (senders, ReportReceiver { queues, notify })
 }
@@ -209,11 +220,6 @@ impl WorkerHandle {
         self.counters.snapshot()
     }
 
-    /// Whether the thread has ended: also by a panic, of which it reports nothing.
-    pub fn is_finished(&self) -> bool {
-        self.thread.is_finished()
-    }
-
     /// Waits for the thread to end.
     pub fn join(self) {
         // A worker that panicked has reported that it stopped.
@@ -230,12 +236,18 @@ mod tests {
         let inbox = Inbox::new(4).expect("an eventfd");
         inbox.waker.wake();
         let mut count = [0; 8];
-        assert!(rustix::io::read(&**inbox.waker.event(), &mut count).is_err(), "nobody slept");
+        assert!(
+            rustix::io::read(&**inbox.waker.event(), &mut count).is_err(),
+            "nobody slept"
+        );
         inbox.waker.falling_asleep();
         inbox.waker.wake();
         assert_eq!(rustix::io::read(&**inbox.waker.event(), &mut count), Ok(8));
         inbox.waker.awake();
         inbox.waker.wake();
-        assert!(rustix::io::read(&**inbox.waker.event(), &mut count).is_err(), "awake again");
+        assert!(
+            rustix::io::read(&**inbox.waker.event(), &mut count).is_err(),
+            "awake again"
+        );
     }
 }

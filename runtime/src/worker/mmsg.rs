@@ -42,13 +42,18 @@ impl Mmsg {
     fn receive_one(&mut self, receive: &mut ReceiveArena, batch: &mut Vec<Incoming>) -> bool {
         // One buffer a call keeps the borrow of the arena whole: one system call a train, which GRO
         // makes of up to 46 datagrams.
-        let Some(buffer) = self.idle_buffers.pop() else { return false };
+        let Some(buffer) = self.idle_buffers.pop() else {
+            return false;
+        };
         receive.lease(buffer);
         let mut meta = [RecvMeta::default()];
         let space = &mut receive.buffer(buffer)[RECEIVE_HEAD..];
         self.events.system_calls += 1;
-        let result =
-            self.state.recv(UdpSockRef::from(&self.socket), &mut [IoSliceMut::new(space)], &mut meta);
+        let result = self.state.recv(
+            UdpSockRef::from(&self.socket),
+            &mut [IoSliceMut::new(space)],
+            &mut meta,
+        );
         match result {
             Ok(1) => {
                 batch.push(Incoming {
@@ -103,7 +108,11 @@ impl Io for Mmsg {
             src_ip: None,
         };
         self.events.system_calls += 1;
-        if self.state.try_send(UdpSockRef::from(&self.socket), &transmit).is_err() {
+        if self
+            .state
+            .try_send(UdpSockRef::from(&self.socket), &transmit)
+            .is_err()
+        {
             self.events.send_failures += 1;
         }
         send.free_train(outgoing.train);

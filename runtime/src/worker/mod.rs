@@ -167,17 +167,25 @@ fn spawn(
         .name(format!("ramjet-worker-{}", plan.index))
         .spawn(move || {
             let (index, last_words) = (plan.index, sender.clone());
-            let work = AssertUnwindSafe(|| run(plan, sender, pool, inbox, peers, counters, &started));
+            let work =
+                AssertUnwindSafe(|| run(plan, sender, pool, inbox, peers, counters, &started));
             if catch_unwind(work).is_err() {
                 // A broken invariant ends the worker; control ends what ran on it, by name. It may
                 // be gone itself, and then nobody is left to tell.
                 let error = Some("a bug stopped it; its message is on standard error".to_owned());
-                let _ = last_words.push(Report::Stopped { worker: index, error });
+                let _ = last_words.push(Report::Stopped {
+                    worker: index,
+                    error,
+                });
             }
         })
         .map_err(|error| format!("worker thread: {error}"))?;
     match start.recv() {
-        Ok(Ok(())) => Ok(WorkerHandle { inbox: handle_inbox, counters: handle_counters, thread }),
+        Ok(Ok(())) => Ok(WorkerHandle {
+            inbox: handle_inbox,
+            counters: handle_counters,
+            thread,
+        }),
         Ok(Err(error)) => {
             let _ = thread.join();
             Err(error)
@@ -201,10 +209,15 @@ fn run(
     if let Some(core) = plan.core
         && let Err(error) = pin(core)
     {
-        let _ = started.send(Err(format!("core {core}: cannot pin a worker to it: {error}")));
+        let _ = started.send(Err(format!(
+            "core {core}: cannot pin a worker to it: {error}"
+        )));
         return;
     }
-    let uses_pool = plan.skills.iter().any(|skill| skill.handler.placement() == Placement::Pool);
+    let uses_pool = plan
+        .skills
+        .iter()
+        .any(|skill| skill.handler.placement() == Placement::Pool);
     let boxes = if uses_pool { JOBS_PER_WORKER } else { 0 };
     let rooms = Rooms {
         channels: Channels::new(plan.tunnels_max),
@@ -215,7 +228,9 @@ fn run(
         histograms: Box::new(Histograms::new()),
         reporter: Reporter::new(sender.clone()),
         pool,
-        boxes: (0..boxes).map(|_| Box::new(PoolJob::new(Arc::clone(&inbox)))).collect(),
+        boxes: (0..boxes)
+            .map(|_| Box::new(PoolJob::new(Arc::clone(&inbox))))
+            .collect(),
         pooled: 0,
         active: Vec::new(),
         scratch: vec![0; FRAME_PAYLOAD_MAX].into_boxed_slice(),
@@ -239,7 +254,10 @@ fn run(
             let ready = plan.socket.set_nonblocking(false);
             use std::os::fd::AsFd;
             match ready.and_then(|()| ring::Ring::new(&plan.socket, event.as_fd(), &receive)) {
-                Ok(io) => start(Worker::new(&plan, io, receive, rooms, tunnels, inbox, peers), started),
+                Ok(io) => start(
+                    Worker::new(&plan, io, receive, rooms, tunnels, inbox, peers),
+                    started,
+                ),
                 Err(error) => Err(format!(
                     "io_uring: {error}; see kernel.io_uring_disabled and the seccomp profile, or use --io mmsg"
                 )),
@@ -250,7 +268,10 @@ fn run(
             .try_clone()
             .and_then(|socket| mmsg::Mmsg::new(socket, event))
         {
-            Ok(io) => start(Worker::new(&plan, io, receive, rooms, tunnels, inbox, peers), started),
+            Ok(io) => start(
+                Worker::new(&plan, io, receive, rooms, tunnels, inbox, peers),
+                started,
+            ),
             Err(error) => Err(format!("UDP socket: {error}")),
         },
     };
@@ -260,7 +281,10 @@ fn run(
         let _ = started.try_send(Err(error.clone()));
     }
     // Control joins the thread in any case.
-    let _ = sender.push(Report::Stopped { worker: index, error });
+    let _ = sender.push(Report::Stopped {
+        worker: index,
+        error,
+    });
 }
 
 fn start<B: Io>(mut worker: Worker<B>, started: &Started) -> Result<(), String> {
@@ -297,7 +321,9 @@ pub mod clock {
 
     /// Milliseconds since the Unix epoch, on the wall clock: for grants and the market only.
     pub fn unix_ms() -> u64 {
-        let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let elapsed = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
     }
 }

@@ -74,12 +74,22 @@ impl Outbox {
         tunnel: TunnelHandle,
         datagrams_max: usize,
     ) -> TunnelSink<'a> {
-        TunnelSink { outbox: self, send, tunnel, datagrams_max }
+        TunnelSink {
+            outbox: self,
+            send,
+            tunnel,
+            datagrams_max,
+        }
     }
 
     fn begin(&mut self, send: &mut SendArena, tunnel: TunnelHandle) -> Option<usize> {
         let train = send.take()?;
-        let filling = Filling { tunnel, train, complete: 0, fill: TRAIN_HEADER_LEN };
+        let filling = Filling {
+            tunnel,
+            train,
+            complete: 0,
+            fill: TRAIN_HEADER_LEN,
+        };
         send.train(train)[PAYLOAD_START..][..TRAIN_HEADER_LEN].copy_from_slice(&TRAIN_MAGIC);
         self.trains.push(filling);
         let place = self.trains.len();
@@ -128,7 +138,9 @@ fn seal(
     send: &mut SendArena,
     filling: &Filling,
 ) -> Result<Outgoing, DropReason> {
-    let target = tunnels.endpoint(filling.tunnel).ok_or(DropReason::NoSession)?;
+    let target = tunnels
+        .endpoint(filling.tunnel)
+        .ok_or(DropReason::NoSession)?;
     let packet = OutgoingPacket {
         protocol: Protocol::Datagram,
         flags: 0,
@@ -141,14 +153,27 @@ fn seal(
     let bytes = send.train(filling.train);
     let mut len = 0;
     for index in 0..=filling.complete {
-        let payload_len = if index < filling.complete { TRAIN_LEN_MAX } else { filling.fill };
+        let payload_len = if index < filling.complete {
+            TRAIN_LEN_MAX
+        } else {
+            filling.fill
+        };
         let datagram = &mut bytes[index * DATAGRAM_LEN_MAX..][..DATAGRAM_LEN_MAX];
         len += tunnels
             .seal(filling.tunnel, now, &packet, datagram, payload_len)
             .map_err(|_| DropReason::NoSession)?;
     }
-    let segment = if filling.complete == 0 { len } else { DATAGRAM_LEN_MAX };
-    Ok(Outgoing { train: filling.train, len, segment, target })
+    let segment = if filling.complete == 0 {
+        len
+    } else {
+        DATAGRAM_LEN_MAX
+    };
+    Ok(Outgoing {
+        train: filling.train,
+        len,
+        segment,
+        target,
+    })
 }
 
 /// Frames for one tunnel: reserve, write, commit.
@@ -181,7 +206,10 @@ impl TunnelSink<'_> {
 
 impl FrameSink for TunnelSink<'_> {
     fn reserve(&mut self, payload_max: usize) -> Option<&mut [u8]> {
-        assert!(payload_max <= FRAME_PAYLOAD_MAX, "a frame of {payload_max} bytes");
+        assert!(
+            payload_max <= FRAME_PAYLOAD_MAX,
+            "a frame of {payload_max} bytes"
+        );
         let place = match self.outbox.current(self.tunnel) {
             Some(place) => place,
             None => self.outbox.begin(self.send, self.tunnel)?,
@@ -197,7 +225,10 @@ impl FrameSink for TunnelSink<'_> {
     }
 
     fn commit(&mut self, head: Head, payload_len: usize) {
-        let place = self.outbox.current(self.tunnel).expect("a reservation came before");
+        let place = self
+            .outbox
+            .current(self.tunnel)
+            .expect("a reservation came before");
         let filling = self.outbox.trains[place];
         let frame_len = FRAME_HEADER_LEN + payload_len;
         let from = filling.position();

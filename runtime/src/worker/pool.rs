@@ -70,17 +70,30 @@ impl PoolJob {
 
     fn run(&mut self) {
         self.started = clock::now();
-        let deadline = self.admitted.as_ref().map_or(Time::NEVER, Admitted::deadline);
-        let Some(handler) = self.handler.take() else { return };
+        let deadline = self
+            .admitted
+            .as_ref()
+            .map_or(Time::NEVER, Admitted::deadline);
+        let Some(handler) = self.handler.take() else {
+            return;
+        };
         if self.started > deadline {
             self.outcome = None;
             return;
         }
         self.result.resize(self.result_len_max, 0);
-        let task = self.admitted.as_ref().map(Admitted::task).unwrap_or_default();
+        let task = self
+            .admitted
+            .as_ref()
+            .map(Admitted::task)
+            .unwrap_or_default();
         let (inbox, channel) = (&self.inbox, self.channel);
         let mut progress = |bytes: &[u8]| {
-            let piece = Piece { channel, task, bytes: bytes.into() };
+            let piece = Piece {
+                channel,
+                task,
+                bytes: bytes.into(),
+            };
             let taken = bytes.len() <= FRAME_PAYLOAD_MAX && inbox.pieces.push(piece).is_ok();
             inbox.waker.wake();
             taken
@@ -191,7 +204,10 @@ mod tests {
         assert_eq!(outcome, Outcome::Failed(20));
         assert_eq!(&result[..20], b"the handler panicked");
         assert_eq!(run_guarded(&Panics, b"x", &mut result), Outcome::Done(1));
-        assert!(matches!(run_guarded(&Panics, &[1; 65], &mut result), Outcome::Failed(_)));
+        assert!(matches!(
+            run_guarded(&Panics, &[1; 65], &mut result),
+            Outcome::Failed(_)
+        ));
     }
 
     #[test]

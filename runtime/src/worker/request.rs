@@ -46,7 +46,11 @@ impl Rooms {
             self.reporter.report(&self.counters, refused(job));
             return;
         };
-        if self.channels.of_engagement(engagement, Side::Requester).is_some() {
+        if self
+            .channels
+            .of_engagement(engagement, Side::Requester)
+            .is_some()
+        {
             self.reporter.report(&self.counters, refused(job));
             return;
         }
@@ -62,7 +66,11 @@ impl Rooms {
             unsigned_max: terms.unsigned_max,
             first_result_told: false,
         });
-        if self.channels.insert(channel(terms, peer, tunnel, number, end, now)).is_none() {
+        if self
+            .channels
+            .insert(channel(terms, peer, tunnel, number, end, now))
+            .is_none()
+        {
             // The table is full; the job went with the channel, so control hears without it.
             let report = Report::Closed {
                 engagement,
@@ -98,8 +106,13 @@ impl Rooms {
     }
 
     fn opened(&mut self, now: Time, place: u32, frame: &Frame<'_>) -> Result<(), DropReason> {
-        let channel = self.channels.at_mut(place).ok_or(DropReason::UnknownChannel)?;
-        let End::Request(end) = &mut channel.end else { return Err(DropReason::OutOfOrder) };
+        let channel = self
+            .channels
+            .at_mut(place)
+            .ok_or(DropReason::UnknownChannel)?;
+        let End::Request(end) = &mut channel.end else {
+            return Err(DropReason::OutOfOrder);
+        };
         if end.state != RequestState::Opening {
             return Err(DropReason::Duplicate);
         }
@@ -111,22 +124,40 @@ impl Rooms {
         end.unsigned_max = u64::from_be_bytes(unsigned).min(end.unsigned_max).max(1);
         end.state = RequestState::Open;
         end.handshake_due = now + PING_EVERY;
-        end.slots = Some(Requesting::new(channel.channel, credits, channel.terms.tasks, now));
+        end.slots = Some(Requesting::new(
+            channel.channel,
+            credits,
+            channel.terms.tasks,
+            now,
+        ));
         channel.report_due = now + REPORT_EVERY;
         self.timers_due = self.timers_due.min(channel.report_due);
-        let report = Report::Opened { engagement: channel.engagement, credits };
+        let report = Report::Opened {
+            engagement: channel.engagement,
+            credits,
+        };
         self.reporter.report(&self.counters, report);
         self.activate(place);
         Ok(())
     }
 
     fn answer(&mut self, now: Time, place: u32, frame: &Frame<'_>) -> Result<(), DropReason> {
-        let channel = self.channels.at_mut(place).ok_or(DropReason::UnknownChannel)?;
-        let End::Request(end) = &mut channel.end else { return Err(DropReason::OutOfOrder) };
+        let channel = self
+            .channels
+            .at_mut(place)
+            .ok_or(DropReason::UnknownChannel)?;
+        let End::Request(end) = &mut channel.end else {
+            return Err(DropReason::OutOfOrder);
+        };
         let (Some(slots), Some(job)) = (&mut end.slots, &mut end.job) else {
             return Err(DropReason::Duplicate);
         };
-        let mut sink = sink(&mut self.outbox, &mut self.send, channel.tunnel, self.datagrams_max);
+        let mut sink = sink(
+            &mut self.outbox,
+            &mut self.send,
+            channel.tunnel,
+            self.datagrams_max,
+        );
         let progressed = slots.answer(now, frame, &mut sink, job.as_mut())?;
         self.timers_due = self.timers_due.min(slots.next_timeout());
         if let Progressed::Answered(round_trip_ns) = progressed {
@@ -134,7 +165,9 @@ impl Rooms {
             self.histograms.round_trip.saturating_record(round_trip_ns);
             if !end.first_result_told {
                 end.first_result_told = true;
-                let report = Report::FirstResult { engagement: channel.engagement };
+                let report = Report::FirstResult {
+                    engagement: channel.engagement,
+                };
                 self.reporter.report(&self.counters, report);
             }
         }
@@ -144,8 +177,13 @@ impl Rooms {
     /// The newest receipt came back with both signatures: it need not be sent again.
     fn countersigned(&mut self, place: u32, frame: &Frame<'_>) -> Result<(), DropReason> {
         let signed = SignedReceipt::decode(frame.payload).map_err(|_| DropReason::BadFrame)?;
-        let channel = self.channels.at_mut(place).ok_or(DropReason::UnknownChannel)?;
-        let End::Request(end) = &mut channel.end else { return Err(DropReason::OutOfOrder) };
+        let channel = self
+            .channels
+            .at_mut(place)
+            .ok_or(DropReason::UnknownChannel)?;
+        let End::Request(end) = &mut channel.end else {
+            return Err(DropReason::OutOfOrder);
+        };
         let ours = end
             .receipt
             .as_ref()
@@ -163,10 +201,18 @@ impl Rooms {
         engagement: EngagementId,
         bytes: Box<[u8; RECEIPT_LEN]>,
     ) {
-        let Some(place) = self.channels.of_engagement(engagement, Side::Requester) else { return };
-        let Some(channel) = self.channels.at_mut(place) else { return };
+        let Some(place) = self.channels.of_engagement(engagement, Side::Requester) else {
+            return;
+        };
+        let Some(channel) = self.channels.at_mut(place) else {
+            return;
+        };
         if let End::Request(end) = &mut channel.end {
-            end.receipt = Some(PendingReceipt { bytes, due: now, sends: 0 });
+            end.receipt = Some(PendingReceipt {
+                bytes,
+                due: now,
+                sends: 0,
+            });
             self.timers_due = now;
         }
     }
@@ -178,15 +224,25 @@ impl Rooms {
         bytes: &[u8; RECEIPT_LEN],
         covered: u64,
     ) {
-        let Some(place) = self.channels.of_engagement(engagement, Side::Worker) else { return };
-        let Some(channel) = self.channels.at_mut(place) else { return };
+        let Some(place) = self.channels.of_engagement(engagement, Side::Worker) else {
+            return;
+        };
+        let Some(channel) = self.channels.at_mut(place) else {
+            return;
+        };
         if let End::Serve(end) = &mut channel.end
             && let Some(slots) = &mut end.slots
         {
             slots.cover(covered);
         }
         let head = Head::channel(Kind::Countersigned, channel.channel, 0);
-        sink(&mut self.outbox, &mut self.send, channel.tunnel, self.datagrams_max).send(head, bytes);
+        sink(
+            &mut self.outbox,
+            &mut self.send,
+            channel.tunnel,
+            self.datagrams_max,
+        )
+        .send(head, bytes);
     }
 
     /// Puts a channel on the list of those that have something to send each turn.
@@ -202,9 +258,15 @@ impl Rooms {
         let mut sent = 0;
         let mut active = std::mem::take(&mut self.active);
         active.retain(|place| {
-            let Some(channel) = self.channels.at_mut(*place) else { return false };
-            let mut sink =
-                sink(&mut self.outbox, &mut self.send, channel.tunnel, self.datagrams_max);
+            let Some(channel) = self.channels.at_mut(*place) else {
+                return false;
+            };
+            let mut sink = sink(
+                &mut self.outbox,
+                &mut self.send,
+                channel.tunnel,
+                self.datagrams_max,
+            );
             let end = match &mut channel.end {
                 End::Request(end) => end,
                 End::Serve(ServeEnd { slots: Some(slots) }) => {
@@ -229,7 +291,11 @@ impl Rooms {
             end.state = RequestState::Answered;
             let job = end.job.take().expect("matched above");
             let engagement = channel.engagement;
-            let report = Report::JobDone { engagement, totals: *slots.totals(), job };
+            let report = Report::JobDone {
+                engagement,
+                totals: *slots.totals(),
+                job,
+            };
             self.reporter.report(&self.counters, report);
             false
         });

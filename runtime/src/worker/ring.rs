@@ -7,7 +7,10 @@
 //! `DEFER_TASKRUN` means that completions appear only when this thread enters the ring with
 //! GETEVENTS; the `TASKRUN` flag says when that is worth it, so a spinning worker makes no system
 //! call while nothing has arrived.
-#![expect(unsafe_code, reason = "the ring shares memory with the kernel; one of two files")]
+#![expect(
+    unsafe_code,
+    reason = "the ring shares memory with the kernel; one of two files"
+)]
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -88,7 +91,8 @@ impl Ring {
             .setup_submit_all()
             .setup_cqsize(COMPLETIONS)
             .build(SUBMISSIONS)?;
-        ring.submitter().register_files(&[socket.as_raw_fd(), wake.as_raw_fd()])?;
+        ring.submitter()
+            .register_files(&[socket.as_raw_fd(), wake.as_raw_fd()])?;
         let mut descriptors = DescriptorRing::new();
         for buffer in 0..RECEIVE_BUFFERS {
             descriptors.push(receive, buffer);
@@ -141,15 +145,18 @@ impl Ring {
     fn arm(&mut self) {
         if !self.receive_armed {
             let header: *const libc::msghdr = &*self.receive_header;
-            let entry =
-                opcode::RecvMsgMulti::new(SOCKET, header, BUFFER_GROUP).build().user_data(TOKEN_RECEIVE);
+            let entry = opcode::RecvMsgMulti::new(SOCKET, header, BUFFER_GROUP)
+                .build()
+                .user_data(TOKEN_RECEIVE);
             self.push(&entry);
             self.receive_armed = true;
         }
         if !self.wake_armed {
             let events = u32::try_from(libc::POLLIN).expect("a small constant");
-            let entry =
-                opcode::PollAdd::new(WAKE, events).multi(true).build().user_data(TOKEN_WAKE);
+            let entry = opcode::PollAdd::new(WAKE, events)
+                .multi(true)
+                .build()
+                .user_data(TOKEN_WAKE);
             self.push(&entry);
             self.wake_armed = true;
         }
@@ -173,19 +180,21 @@ impl Ring {
         receive.lease(buffer);
         let filled = usize::try_from(completion.result()).unwrap_or(0);
         let bytes = &receive.buffer(buffer)[..];
-        let parsed = RecvMsgOut::parse(&bytes[..filled], &self.receive_header).ok().and_then(|out| {
-            let source = parse_name(out.name_data())?;
-            let payload = out.payload_data();
-            let len = payload.len();
-            Some(Incoming {
-                buffer,
-                offset: OUT_LEN + NAME_LEN + CONTROL_LEN,
-                len,
-                segment: parse_segment(out.control_data()).unwrap_or(len).max(1),
-                source,
-                truncated: out.is_payload_truncated(),
-            })
-        });
+        let parsed = RecvMsgOut::parse(&bytes[..filled], &self.receive_header)
+            .ok()
+            .and_then(|out| {
+                let source = parse_name(out.name_data())?;
+                let payload = out.payload_data();
+                let len = payload.len();
+                Some(Incoming {
+                    buffer,
+                    offset: OUT_LEN + NAME_LEN + CONTROL_LEN,
+                    len,
+                    segment: parse_segment(out.control_data()).unwrap_or(len).max(1),
+                    source,
+                    truncated: out.is_payload_truncated(),
+                })
+            });
         match parsed {
             Some(incoming) => batch.push(incoming),
             None => self.release(receive, buffer),
@@ -212,7 +221,11 @@ impl Io for Ring {
     }
 
     fn train_datagrams_max(&self) -> usize {
-        if self.segmentation { TRAIN_DATAGRAMS_MAX } else { 1 }
+        if self.segmentation {
+            TRAIN_DATAGRAMS_MAX
+        } else {
+            1
+        }
     }
 
     fn harvest(
@@ -222,7 +235,9 @@ impl Io for Ring {
         batch: &mut Vec<Incoming>,
     ) -> Events {
         while batch.len() < HARVEST_MAX {
-            let Some(completion) = self.ring.completion().next() else { break };
+            let Some(completion) = self.ring.completion().next() else {
+                break;
+            };
             match completion.user_data() & !0xFFFF_FFFF {
                 TOKEN_RECEIVE => self.received(receive, &completion, batch),
                 TOKEN_SEND => self.sent(send, &completion),
@@ -238,7 +253,7 @@ impl Io for Ring {
     }
 
     fn submit(&mut self, send: &mut SendArena, outgoing: Outgoing) {
-        let start = send.to_kernel(outgoing.train);
+        let start = send.hand_over(outgoing.train);
         let header = &mut self.send_headers[usize::from(outgoing.train)];
         header.fill(start, &outgoing);
         let entry = if header.message.msg_controllen == 0 {
@@ -246,7 +261,7 @@ impl Io for Ring {
             let len = u32::try_from(outgoing.len).expect("at most 64 KiB");
             opcode::Send::new(SOCKET, start, len)
                 .dest_addr(header.message.msg_name.cast_const().cast())
-                .dest_addr_len(header.name.len().try_into().expect("28 at most"))
+                .dest_addr_len(header.name.len())
                 .build()
         } else {
             let message: *const libc::msghdr = &header.message;
@@ -270,11 +285,15 @@ impl Io for Ring {
             None if !self.queued && !pending => return Ok(()),
             None => self.enter_now(),
             Some(wait) => {
-                let timeout =
-                    Timespec::new().sec(wait.as_secs()).nsec(wait.subsec_nanos());
+                let timeout = Timespec::new()
+                    .sec(wait.as_secs())
+                    .nsec(wait.subsec_nanos());
                 let arguments = SubmitArgs::new().timespec(&timeout);
                 self.events.system_calls += 1;
-                self.ring.submitter().submit_with_args(1, &arguments).map(drop)
+                self.ring
+                    .submitter()
+                    .submit_with_args(1, &arguments)
+                    .map(drop)
             }
         };
         self.queued = false;
@@ -304,7 +323,12 @@ impl Ring {
         self.events.system_calls += 1;
         // SAFETY: the entries are complete and what they point at lives on, as `push` demands; no
         // argument is passed.
-        unsafe { self.ring.submitter().enter::<()>(queued, 0, GETEVENTS, None) }.map(drop)
+        unsafe {
+            self.ring
+                .submitter()
+                .enter::<()>(queued, 0, GETEVENTS, None)
+        }
+        .map(drop)
     }
 }
 
@@ -314,7 +338,10 @@ impl Drop for Ring {
         let all = io_uring::types::CancelBuilder::any();
         let patience = Timespec::new().sec(1);
         // Nothing in flight is an error here, and none that could be mended.
-        let _ = self.ring.submitter().register_sync_cancel(Some(patience), all);
+        let _ = self
+            .ring
+            .submitter()
+            .register_sync_cancel(Some(patience), all);
     }
 }
 
@@ -331,7 +358,10 @@ impl SendHeader {
     }
 
     fn fill(&mut self, start: *mut u8, outgoing: &Outgoing) {
-        self.vector = libc::iovec { iov_base: start.cast(), iov_len: outgoing.len };
+        self.vector = libc::iovec {
+            iov_base: start.cast(),
+            iov_len: outgoing.len,
+        };
         self.name = SockAddr::from(outgoing.target);
         self.message.msg_name = self.name.as_ptr().cast_mut().cast();
         self.message.msg_namelen = self.name.len();
@@ -363,7 +393,11 @@ fn set_option<T>(socket: &UdpSocket, level: i32, name: i32, value: &T) -> io::Re
     // SAFETY: `value` points at `length` readable bytes for the time of the call, and what it points
     // at in turn (a filter program) is kept by the caller for as long.
     let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.cast(), length) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Lets the kernel gather datagrams of one peer into trains (udp(7), UDP_GRO).
@@ -392,11 +426,22 @@ pub fn attach_steering(socket: &UdpSocket, workers: u32) -> io::Result<()> {
         instruction(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, workers),
         instruction(libc::BPF_RET | libc::BPF_A, 0),
     ];
-    let filter = libc::sock_fprog { len: 3, filter: program.as_mut_ptr() };
-    set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, &filter)
+    let filter = libc::sock_fprog {
+        len: 3,
+        filter: program.as_mut_ptr(),
+    };
+    set_option(
+        socket,
+        libc::SOL_SOCKET,
+        libc::SO_ATTACH_REUSEPORT_CBPF,
+        &filter,
+    )
 }
 
-#[expect(clippy::host_endian_bytes, reason = "the kernel writes these in host order")]
+#[expect(
+    clippy::host_endian_bytes,
+    reason = "the kernel writes these in host order"
+)]
 fn parse_name(name: &[u8]) -> Option<SocketAddr> {
     let family = u16::from_ne_bytes(name.get(..2)?.try_into().ok()?);
     let port = u16::from_be_bytes(name.get(2..4)?.try_into().ok()?);
@@ -414,7 +459,10 @@ fn parse_name(name: &[u8]) -> Option<SocketAddr> {
 }
 
 /// The segment length that GRO reports (udp(7), UDP_GRO).
-#[expect(clippy::host_endian_bytes, reason = "the kernel writes these in host order")]
+#[expect(
+    clippy::host_endian_bytes,
+    reason = "the kernel writes these in host order"
+)]
 fn parse_segment(control: &[u8]) -> Option<usize> {
     let level = i32::from_ne_bytes(control.get(8..12)?.try_into().ok()?);
     let kind = i32::from_ne_bytes(control.get(12..16)?.try_into().ok()?);

@@ -38,7 +38,10 @@ pub struct Reporter {
 impl Reporter {
     /// Nothing waits.
     pub fn new(sender: ReportSender) -> Self {
-        Reporter { sender, backlog: VecDeque::new() }
+        Reporter {
+            sender,
+            backlog: VecDeque::new(),
+        }
     }
 
     /// Reports now, or as soon as control has room: in order, never blocking.
@@ -54,8 +57,14 @@ impl Reporter {
         let repeatable = matches!(
             report,
             Report::PeerWanted { .. }
-                | Report::Progress { receipt_due: false, .. }
-                | Report::Receipt { side: Side::Worker, .. }
+                | Report::Progress {
+                    receipt_due: false,
+                    ..
+                }
+                | Report::Receipt {
+                    side: Side::Worker,
+                    ..
+                }
         );
         if repeatable || self.backlog.len() >= BACKLOG_MAX {
             counters.drop_send(DropReason::ControlBusy, 1);
@@ -140,8 +149,7 @@ impl Rooms {
         let mut frames = 0;
         for frame in train {
             frames += 1;
-            let used =
-                frame.and_then(|frame| self.frame(now, opened.tunnel, opened.peer, &frame));
+            let used = frame.and_then(|frame| self.frame(now, opened.tunnel, opened.peer, &frame));
             if let Err(reason) = used {
                 self.counters.drop_frame(reason);
             }
@@ -173,7 +181,11 @@ impl Rooms {
             | Kind::Progress
             | Kind::Countersigned => Side::Requester,
             Kind::Close | Kind::Closed | Kind::PartAck | Kind::Ping | Kind::Pong => {
-                if frame.flags & FROM_WORKER == 0 { Side::Worker } else { Side::Requester }
+                if frame.flags & FROM_WORKER == 0 {
+                    Side::Worker
+                } else {
+                    Side::Requester
+                }
             }
         };
         let Some(place) = self.channels.find(tunnel, side, frame.channel) else {
@@ -201,10 +213,16 @@ impl Rooms {
     fn answer_stranger(&mut self, tunnel: TunnelHandle, side: Side, frame: &Frame<'_>) {
         let kind = match frame.kind {
             Kind::Close => Kind::Closed,
-            Kind::Task | Kind::TaskPart | Kind::Ping | Kind::Receipt if side == Side::Worker => Kind::Close,
+            Kind::Task | Kind::TaskPart | Kind::Ping | Kind::Receipt if side == Side::Worker => {
+                Kind::Close
+            }
             _ => return,
         };
-        let reason = if kind == Kind::Close { CloseReason::Lost as u32 } else { frame.auxiliary };
+        let reason = if kind == Kind::Close {
+            CloseReason::Lost as u32
+        } else {
+            frame.auxiliary
+        };
         self.tell(tunnel, frame.channel, kind, side, reason);
     }
 
@@ -218,7 +236,10 @@ impl Rooms {
         auxiliary: u32,
     ) -> bool {
         let flags = if side == Side::Worker { FROM_WORKER } else { 0 };
-        let head = Head { flags, ..Head::channel(kind, channel, auxiliary) };
+        let head = Head {
+            flags,
+            ..Head::channel(kind, channel, auxiliary)
+        };
         sink(&mut self.outbox, &mut self.send, tunnel, self.datagrams_max).send(head, &[])
     }
 
@@ -260,7 +281,9 @@ impl Rooms {
 
     /// Takes a channel out and tells control; a job that is still here gets its last answers.
     pub fn end(&mut self, place: u32, reason: CloseReason) {
-        let Some(mut channel) = self.channels.remove(place) else { return };
+        let Some(mut channel) = self.channels.remove(place) else {
+            return;
+        };
         let side = channel.side();
         let job = match &mut channel.end {
             End::Request(end) => {

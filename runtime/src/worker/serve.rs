@@ -37,7 +37,13 @@ impl Rooms {
     ) -> Result<(), DropReason> {
         let number = frame.channel;
         let Ok(signed) = SignedGrant::decode(frame.payload) else {
-            self.tell(tunnel, number, Kind::Close, Side::Worker, CloseReason::BadGrant as u32);
+            self.tell(
+                tunnel,
+                number,
+                Kind::Close,
+                Side::Worker,
+                CloseReason::BadGrant as u32,
+            );
             return Err(DropReason::BadFrame);
         };
         let engagement = signed.grant.engagement;
@@ -51,7 +57,13 @@ impl Rooms {
             self.end(place, CloseReason::Lost);
         }
         if self.draining.is_some() {
-            self.tell(tunnel, number, Kind::Close, Side::Worker, CloseReason::Draining as u32);
+            self.tell(
+                tunnel,
+                number,
+                Kind::Close,
+                Side::Worker,
+                CloseReason::Draining as u32,
+            );
             return Ok(());
         }
         // Control's word replaces these terms before any task is taken.
@@ -64,19 +76,41 @@ impl Rooms {
             unsigned_max: 0,
         };
         let end = End::Serve(ServeEnd { slots: None });
-        if self.channels.insert(channel(terms, peer, tunnel, number, end, now)).is_none() {
-            self.tell(tunnel, number, Kind::Close, Side::Worker, CloseReason::Full as u32);
+        if self
+            .channels
+            .insert(channel(terms, peer, tunnel, number, end, now))
+            .is_none()
+        {
+            self.tell(
+                tunnel,
+                number,
+                Kind::Close,
+                Side::Worker,
+                CloseReason::Full as u32,
+            );
             return Ok(());
         }
         self.timers_due = self.timers_due.min(now + SERVE_SILENCE);
-        let report = Report::OpenWanted { peer, channel: number, grant: frame.payload.into() };
+        let report = Report::OpenWanted {
+            peer,
+            channel: number,
+            grant: frame.payload.into(),
+        };
         self.reporter.report(&self.counters, report);
         Ok(())
     }
 
     /// Control admits a channel.
-    pub(super) fn admit(&mut self, now: Time, tunnel: TunnelHandle, number: ChannelId, terms: ChannelTerms) {
-        let Some(place) = self.channels.find(tunnel, Side::Worker, number) else { return };
+    pub(super) fn admit(
+        &mut self,
+        now: Time,
+        tunnel: TunnelHandle,
+        number: ChannelId,
+        terms: ChannelTerms,
+    ) {
+        let Some(place) = self.channels.find(tunnel, Side::Worker, number) else {
+            return;
+        };
         let channel = self.channels.at(place).expect("found above");
         let waits = matches!(&channel.end, End::Serve(ServeEnd { slots: None }));
         if !waits || channel.engagement != terms.engagement {
@@ -87,7 +121,9 @@ impl Rooms {
             return;
         }
         let channel = self.channels.at_mut(place).expect("found above");
-        let End::Serve(end) = &mut channel.end else { return };
+        let End::Serve(end) = &mut channel.end else {
+            return;
+        };
         let limits = ServingLimits {
             credits: terms.credits,
             tasks: terms.tasks,
@@ -116,12 +152,21 @@ impl Rooms {
     }
 
     fn tell_opened(&mut self, place: u32) {
-        let Some(channel) = self.channels.at(place) else { return };
-        let End::Serve(ServeEnd { slots: Some(slots) }) = &channel.end else { return };
+        let Some(channel) = self.channels.at(place) else {
+            return;
+        };
+        let End::Serve(ServeEnd { slots: Some(slots) }) = &channel.end else {
+            return;
+        };
         let head = Head::channel(Kind::Opened, channel.channel, slots.credits());
         let unsigned_max = channel.terms.unsigned_max.to_be_bytes();
-        sink(&mut self.outbox, &mut self.send, channel.tunnel, self.datagrams_max)
-            .send(head, &unsigned_max);
+        sink(
+            &mut self.outbox,
+            &mut self.send,
+            channel.tunnel,
+            self.datagrams_max,
+        )
+        .send(head, &unsigned_max);
     }
 
     /// A frame for a channel that we serve.
@@ -154,11 +199,19 @@ impl Rooms {
     }
 
     fn progress_ack(&mut self, place: u32, frame: &Frame<'_>) -> Result<(), DropReason> {
-        let channel = self.channels.at_mut(place).ok_or(DropReason::UnknownChannel)?;
+        let channel = self
+            .channels
+            .at_mut(place)
+            .ok_or(DropReason::UnknownChannel)?;
         let End::Serve(ServeEnd { slots: Some(slots) }) = &mut channel.end else {
             return Err(DropReason::OutOfOrder);
         };
-        let mut sink = sink(&mut self.outbox, &mut self.send, channel.tunnel, self.datagrams_max);
+        let mut sink = sink(
+            &mut self.outbox,
+            &mut self.send,
+            channel.tunnel,
+            self.datagrams_max,
+        );
         slots.progress_ack(frame, &mut sink)
     }
 
@@ -191,12 +244,22 @@ impl Rooms {
 
     /// TASK: admitted by its slot, then run or handed to the pool.
     fn task(&mut self, now: Time, place: u32, frame: &Frame<'_>) -> Result<(), DropReason> {
-        let channel = self.channels.at_mut(place).ok_or(DropReason::UnknownChannel)?;
+        let channel = self
+            .channels
+            .at_mut(place)
+            .ok_or(DropReason::UnknownChannel)?;
         let End::Serve(ServeEnd { slots: Some(slots) }) = &mut channel.end else {
             return Err(DropReason::OutOfOrder);
         };
-        let mut sink = sink(&mut self.outbox, &mut self.send, channel.tunnel, self.datagrams_max);
-        let Some(admitted) = slots.admit(now, frame, &mut sink)? else { return Ok(()) };
+        let mut sink = sink(
+            &mut self.outbox,
+            &mut self.send,
+            channel.tunnel,
+            self.datagrams_max,
+        );
+        let Some(admitted) = slots.admit(now, frame, &mut sink)? else {
+            return Ok(());
+        };
         let handler = &self.skills[channel.terms.skill].handler;
         let result_len_max = handler.result_len_max(frame.payload.len());
         if handler.placement() == Placement::Pool || result_len_max > FRAME_PAYLOAD_MAX {
@@ -229,11 +292,19 @@ impl Rooms {
 
     /// TASK_PART: the last part to arrive brings the task.
     fn task_part(&mut self, now: Time, place: u32, frame: &Frame<'_>) -> Result<(), DropReason> {
-        let channel = self.channels.at_mut(place).ok_or(DropReason::UnknownChannel)?;
+        let channel = self
+            .channels
+            .at_mut(place)
+            .ok_or(DropReason::UnknownChannel)?;
         let End::Serve(ServeEnd { slots: Some(slots) }) = &mut channel.end else {
             return Err(DropReason::OutOfOrder);
         };
-        let mut sink = sink(&mut self.outbox, &mut self.send, channel.tunnel, self.datagrams_max);
+        let mut sink = sink(
+            &mut self.outbox,
+            &mut self.send,
+            channel.tunnel,
+            self.datagrams_max,
+        );
         if let Some((admitted, payload)) = slots.admit_part(now, frame, &mut sink)? {
             self.run_long(place, admitted, Payload::Whole(payload));
         }
@@ -244,8 +315,15 @@ impl Rooms {
     fn run_long(&mut self, place: u32, admitted: Admitted, payload: Payload<'_>) {
         let ticket = self.channels.ticket(place).expect("found by the caller");
         let channel = self.channels.at_mut(place).expect("found by the caller");
-        let End::Serve(ServeEnd { slots: Some(slots) }) = &mut channel.end else { return };
-        let mut sink = sink(&mut self.outbox, &mut self.send, channel.tunnel, self.datagrams_max);
+        let End::Serve(ServeEnd { slots: Some(slots) }) = &mut channel.end else {
+            return;
+        };
+        let mut sink = sink(
+            &mut self.outbox,
+            &mut self.send,
+            channel.tunnel,
+            self.datagrams_max,
+        );
         let handler = &self.skills[channel.terms.skill].handler;
         let result_len_max = handler.result_len_max(payload.bytes().len());
         if result_len_max > TASK_LEN_MAX {
@@ -290,9 +368,18 @@ impl Rooms {
 
     /// A piece of progress comes from the pool.
     pub(super) fn piece(&mut self, piece: &Piece) {
-        let Some(channel) = self.channels.redeem(piece.channel) else { return };
-        let End::Serve(ServeEnd { slots: Some(slots) }) = &mut channel.end else { return };
-        let mut sink = sink(&mut self.outbox, &mut self.send, channel.tunnel, self.datagrams_max);
+        let Some(channel) = self.channels.redeem(piece.channel) else {
+            return;
+        };
+        let End::Serve(ServeEnd { slots: Some(slots) }) = &mut channel.end else {
+            return;
+        };
+        let mut sink = sink(
+            &mut self.outbox,
+            &mut self.send,
+            channel.tunnel,
+            self.datagrams_max,
+        );
         slots.progress(piece.task, &piece.bytes, &mut sink);
     }
 
@@ -303,8 +390,12 @@ impl Rooms {
         if let (Some(admitted), Some(channel)) = (admitted, self.channels.redeem(job.channel))
             && let End::Serve(ServeEnd { slots: Some(slots) }) = &mut channel.end
         {
-            let mut sink =
-                sink(&mut self.outbox, &mut self.send, channel.tunnel, self.datagrams_max);
+            let mut sink = sink(
+                &mut self.outbox,
+                &mut self.send,
+                channel.tunnel,
+                self.datagrams_max,
+            );
             let (arrived, started) = (admitted.arrived(), job.started);
             let Some(outcome) = job.outcome else {
                 slots.refuse(admitted, RefusalCode::Late, 0, &mut sink);
@@ -325,17 +416,24 @@ impl Rooms {
                 }
             }
             self.counters.add(Counter::TasksRun, 1);
-            record(&mut self.histograms, job.busy_ns, started.nanos_since(arrived));
+            record(
+                &mut self.histograms,
+                job.busy_ns,
+                started.nanos_since(arrived),
+            );
         }
         self.boxes.push(job);
     }
 
     /// Tasks that run or wait on all channels that we serve.
     pub(super) fn running(&self) -> usize {
-        let slots = self.channels.places().filter_map(|place| match &self.channels.at(place)?.end {
-            End::Serve(ServeEnd { slots: Some(slots) }) => Some(slots.running()),
-            _ => None,
-        });
+        let slots =
+            self.channels
+                .places()
+                .filter_map(|place| match &self.channels.at(place)?.end {
+                    End::Serve(ServeEnd { slots: Some(slots) }) => Some(slots.running()),
+                    _ => None,
+                });
         slots.map(|running| running as usize).sum()
     }
 }

@@ -17,7 +17,11 @@ const BIND_TRIES: u32 = 10;
 const BIND_AGAIN: Duration = Duration::from_millis(50);
 
 fn bind(listen: SocketAddr, shared: bool) -> io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP))?;
+    let socket = Socket::new(
+        Domain::for_address(listen),
+        Type::DGRAM,
+        Some(Protocol::UDP),
+    )?;
     socket.set_reuse_port(shared)?;
     // A smaller buffer works, and `doctor` says what it costs.
     let _ = socket.set_recv_buffer_size(BUFFER_BYTES);
@@ -88,7 +92,9 @@ mod tests {
             frame.extend_from_slice(&[0; 62]);
             sender.send_to(&frame, target).expect("sent");
             let owner = &group[usize::try_from(node % 3).expect("small")];
-            owner.set_read_timeout(Some(Duration::from_secs(5))).expect("a time-out");
+            owner
+                .set_read_timeout(Some(Duration::from_secs(5)))
+                .expect("a time-out");
             let mut received = [0; 128];
             let (len, source) = owner.recv_from(&mut received).expect("steered here");
             assert_eq!(&received[..len], &frame[..]);
@@ -104,7 +110,11 @@ mod tests {
             let address = group[0].local_addr().expect("bound");
             for others in [1, 2] {
                 let error = bind_group(address, others).expect_err("taken");
-                assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{workers} then {others}");
+                assert_eq!(
+                    error.kind(),
+                    io::ErrorKind::AddrInUse,
+                    "{workers} then {others}"
+                );
             }
         }
     }

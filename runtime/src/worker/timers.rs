@@ -44,7 +44,9 @@ impl Rooms {
         }
         let mut next = Time::NEVER;
         for place in self.channels.places() {
-            let Some(channel) = self.channels.at(place) else { continue };
+            let Some(channel) = self.channels.at(place) else {
+                continue;
+            };
             let due = match channel.end {
                 End::Request(_) => self.request_timers(now, place, tunnels),
                 End::Serve(_) => self.serve_timers(now, place),
@@ -54,7 +56,11 @@ impl Rooms {
                 Due::End(reason) => self.end(place, reason),
             }
         }
-        self.timers_due = if next == Time::NEVER { next } else { next.max(now + GRAIN) };
+        self.timers_due = if next == Time::NEVER {
+            next
+        } else {
+            next.max(now + GRAIN)
+        };
     }
 
     fn serve_timers(&mut self, now: Time, place: u32) -> Due {
@@ -78,14 +84,21 @@ impl Rooms {
 
     fn request_timers(&mut self, now: Time, place: u32, tunnels: &Tunnels) -> Due {
         let channel = self.channels.at_mut(place).expect("walked by the caller");
-        let End::Request(end) = &mut channel.end else { return Due::Keep(Time::NEVER) };
+        let End::Request(end) = &mut channel.end else {
+            return Due::Keep(Time::NEVER);
+        };
         if end.state == RequestState::Opening {
             return self.repeat_open(now, place, tunnels);
         }
         if let RequestState::Closing(reason) = end.state {
             return self.repeat_close(now, place, reason);
         }
-        let mut sink = sink(&mut self.outbox, &mut self.send, channel.tunnel, self.datagrams_max);
+        let mut sink = sink(
+            &mut self.outbox,
+            &mut self.send,
+            channel.tunnel,
+            self.datagrams_max,
+        );
         let mut next = Time::NEVER;
         if let (Some(slots), Some(job)) = (&mut end.slots, &end.job) {
             slots.handle_timeout(now, &mut sink, job.as_ref());
@@ -96,7 +109,10 @@ impl Rooms {
         }
         if let Some(receipt) = &mut end.receipt {
             if now >= receipt.due {
-                sink.send(Head::channel(Kind::Receipt, channel.channel, 0), &receipt.bytes[..]);
+                sink.send(
+                    Head::channel(Kind::Receipt, channel.channel, 0),
+                    &receipt.bytes[..],
+                );
                 receipt.sends += 1;
                 receipt.due = now + REPEAT_AFTER * (1 << receipt.sends.min(4)) / 2;
             }
@@ -133,11 +149,17 @@ impl Rooms {
         if now.since(channel.last_heard) >= OPEN_TIMEOUT {
             return Due::End(CloseReason::Lost);
         }
-        let End::Request(end) = &mut channel.end else { return Due::Keep(Time::NEVER) };
+        let End::Request(end) = &mut channel.end else {
+            return Due::Keep(Time::NEVER);
+        };
         if now >= end.handshake_due && tunnels.is_established(channel.tunnel) {
             let head = Head::channel(Kind::Open, channel.channel, channel.terms.credits);
-            let mut sink =
-                sink(&mut self.outbox, &mut self.send, channel.tunnel, self.datagrams_max);
+            let mut sink = sink(
+                &mut self.outbox,
+                &mut self.send,
+                channel.tunnel,
+                self.datagrams_max,
+            );
             sink.send(head, &end.grant);
             end.handshake_due = now + REPEAT_AFTER * (1 << end.handshakes.min(3));
             end.handshakes += 1;
@@ -148,14 +170,21 @@ impl Rooms {
 
     fn repeat_close(&mut self, now: Time, place: u32, reason: CloseReason) -> Due {
         let channel = self.channels.at_mut(place).expect("walked by the caller");
-        let End::Request(end) = &mut channel.end else { return Due::Keep(Time::NEVER) };
+        let End::Request(end) = &mut channel.end else {
+            return Due::Keep(Time::NEVER);
+        };
         if now >= end.handshake_due {
             if end.handshakes >= CLOSE_SENDS_MAX {
                 return Due::End(reason);
             }
             let head = Head::channel(Kind::Close, channel.channel, reason as u32);
-            sink(&mut self.outbox, &mut self.send, channel.tunnel, self.datagrams_max)
-                .send(head, &[]);
+            sink(
+                &mut self.outbox,
+                &mut self.send,
+                channel.tunnel,
+                self.datagrams_max,
+            )
+            .send(head, &[]);
             end.handshake_due = now + REPEAT_AFTER * (1 << end.handshakes);
             end.handshakes += 1;
         }
@@ -164,7 +193,9 @@ impl Rooms {
 
     /// Control ends an engagement.
     pub(super) fn close(&mut self, now: Time, place: u32, reason: CloseReason) {
-        let Some(channel) = self.channels.at_mut(place) else { return };
+        let Some(channel) = self.channels.at_mut(place) else {
+            return;
+        };
         match &mut channel.end {
             End::Request(end) if end.state == RequestState::Opening && end.handshakes == 0 => {
                 self.end(place, reason);
@@ -180,8 +211,10 @@ impl Rooms {
             }
             End::Serve(_) => {
                 let (tunnel, number) = (channel.tunnel, channel.channel);
-                let head =
-                    Head { flags: FROM_WORKER, ..Head::channel(Kind::Close, number, reason as u32) };
+                let head = Head {
+                    flags: FROM_WORKER,
+                    ..Head::channel(Kind::Close, number, reason as u32)
+                };
                 sink(&mut self.outbox, &mut self.send, tunnel, self.datagrams_max).send(head, &[]);
                 self.end(place, reason);
             }

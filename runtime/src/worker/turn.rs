@@ -88,7 +88,9 @@ impl<B: Io> Worker<B> {
 
     /// Room 1.
     fn harvest(&mut self) -> bool {
-        let events = self.io.harvest(&mut self.receive, &mut self.rooms.send, &mut self.batch);
+        let events = self
+            .io
+            .harvest(&mut self.receive, &mut self.rooms.send, &mut self.batch);
         self.count(events);
         self.rooms.datagrams_max = self.io.train_datagrams_max();
         !self.batch.is_empty()
@@ -131,7 +133,9 @@ impl<B: Io> Worker<B> {
             return;
         }
         let mut late = std::mem::take(&mut self.late);
-        let events = self.io.harvest(&mut self.receive, &mut self.rooms.send, &mut late);
+        let events = self
+            .io
+            .harvest(&mut self.receive, &mut self.rooms.send, &mut late);
         self.count(events);
         self.batch.append(&mut late);
         self.late = late;
@@ -151,9 +155,20 @@ impl<B: Io> Worker<B> {
             } else {
                 let datagram = &mut self.receive.buffer(incoming.buffer)[start..stop];
                 if let Some(owner) = misdirected(datagram, self.index, self.peers.len()) {
-                    forward(&self.peers[owner], incoming.source, datagram, &mut self.rooms);
+                    forward(
+                        &self.peers[owner],
+                        incoming.source,
+                        datagram,
+                        &mut self.rooms,
+                    );
                 } else {
-                    open(now, &mut self.tunnels, &mut self.rooms, incoming.source, datagram);
+                    open(
+                        now,
+                        &mut self.tunnels,
+                        &mut self.rooms,
+                        incoming.source,
+                        datagram,
+                    );
                 }
             }
             start = stop;
@@ -170,7 +185,13 @@ impl<B: Io> Worker<B> {
             read = true;
             self.rooms.counters.add(Counter::DatagramsReceived, 1);
             let source = forwarded.source;
-            open(now, &mut self.tunnels, &mut self.rooms, source, &mut forwarded.bytes);
+            open(
+                now,
+                &mut self.tunnels,
+                &mut self.rooms,
+                source,
+                &mut forwarded.bytes,
+            );
         }
         while let Some(piece) = self.inbox.pieces.pop() {
             read = true;
@@ -185,12 +206,15 @@ impl<B: Io> Worker<B> {
             self.rooms.finished(job);
         }
         for _ in 0..COMMANDS_PER_TURN {
-            let Some(command) = self.inbox.commands.pop() else { break };
+            let Some(command) = self.inbox.commands.pop() else {
+                break;
+            };
             read = true;
             self.obey(now, command);
         }
         self.rooms.reporter.retry();
-        if self.rooms.draining == Some(false) && self.rooms.running() == 0 && self.rooms.pooled == 0 {
+        if self.rooms.draining == Some(false) && self.rooms.running() == 0 && self.rooms.pooled == 0
+        {
             self.rooms.draining = Some(true);
             let report = Report::Drained { worker: self.index };
             self.rooms.reporter.report(&self.rooms.counters, report);
@@ -200,30 +224,59 @@ impl<B: Io> Worker<B> {
 
     fn obey(&mut self, now: Time, command: Command) {
         match command {
-            Command::Peer { node, key, endpoint } => {
-                self.tunnels.peer_key(node, key, endpoint, now, &mut entropy);
+            Command::Peer {
+                node,
+                key,
+                endpoint,
+            } => {
+                self.tunnels
+                    .peer_key(node, key, endpoint, now, &mut entropy);
             }
-            Command::Admit { peer, channel, terms } => {
+            Command::Admit {
+                peer,
+                channel,
+                terms,
+            } => {
                 if let Some(tunnel) = self.tunnels.find(peer) {
                     self.rooms.admit(now, tunnel, channel, terms);
                 }
             }
-            Command::Refuse { peer, channel, reason } => {
+            Command::Refuse {
+                peer,
+                channel,
+                reason,
+            } => {
                 if let Some(tunnel) = self.tunnels.find(peer) {
                     self.rooms.refuse_channel(tunnel, channel, reason);
                 }
             }
-            Command::Engage { peer, terms, grant, job } => {
+            Command::Engage {
+                peer,
+                terms,
+                grant,
+                job,
+            } => {
                 let tunnel = self.tunnels.connect(peer, now, &mut entropy).ok();
                 self.rooms.engage(now, peer, tunnel, terms, grant, job);
             }
-            Command::Receipt { engagement, receipt } => {
+            Command::Receipt {
+                engagement,
+                receipt,
+            } => {
                 self.rooms.send_receipt(now, engagement, receipt);
             }
-            Command::Countersign { engagement, receipt, covered } => {
+            Command::Countersign {
+                engagement,
+                receipt,
+                covered,
+            } => {
                 self.rooms.send_countersigned(engagement, &receipt, covered);
             }
-            Command::Extend { engagement, tasks, expires_at } => {
+            Command::Extend {
+                engagement,
+                tasks,
+                expires_at,
+            } => {
                 self.rooms.extend(engagement, tasks, expires_at);
             }
             Command::Close { engagement, reason } => {
@@ -234,7 +287,10 @@ impl<B: Io> Worker<B> {
             Command::Drain => self.rooms.drain(),
             Command::TakeHistograms(empty) => {
                 let histograms = std::mem::replace(&mut self.rooms.histograms, empty);
-                let report = Report::Histograms { worker: self.index, histograms };
+                let report = Report::Histograms {
+                    worker: self.index,
+                    histograms,
+                };
                 self.rooms.reporter.report(&self.rooms.counters, report);
             }
             Command::Stop => self.stop = true,
@@ -266,7 +322,13 @@ impl<B: Io> Worker<B> {
     fn flush(&mut self, now: Time) -> bool {
         let mut sent = !self.rooms.outbox.is_empty();
         let rooms = &mut self.rooms;
-        rooms.outbox.flush(now, &mut self.tunnels, &mut rooms.send, &mut self.io, &rooms.counters);
+        rooms.outbox.flush(
+            now,
+            &mut self.tunnels,
+            &mut rooms.send,
+            &mut self.io,
+            &rooms.counters,
+        );
         while let Some(train) = rooms.send.take() {
             let space = rooms.send.train(train);
             let Some(transmit) = self.tunnels.poll_transmit(now, space) else {
@@ -308,7 +370,11 @@ impl<B: Io> Worker<B> {
         if self.inbox.is_empty() {
             let due = self.tunnels.next_timeout().min(self.rooms.timers_due);
             // A job that had nothing yet has no way to wake us.
-            let longest = if self.rooms.active.is_empty() { SLEEP_MAX } else { JOB_POLL };
+            let longest = if self.rooms.active.is_empty() {
+                SLEEP_MAX
+            } else {
+                JOB_POLL
+            };
             let wait = due.since(clock::now()).min(longest);
             self.rooms.counters.add(Counter::Parks, 1);
             self.io.enter(Some(wait))?;
@@ -357,7 +423,10 @@ pub fn owner_of(node: NodeId, workers: usize) -> usize {
 /// Hands a datagram to the worker whose it is. Rare: a sender whose frames do not say who it is, or
 /// a filter that is missing.
 fn forward(owner: &Inbox, source: SocketAddr, datagram: &[u8], rooms: &mut Rooms) {
-    let forwarded = Forwarded { source, bytes: datagram.to_vec() };
+    let forwarded = Forwarded {
+        source,
+        bytes: datagram.to_vec(),
+    };
     rooms.counters.add(Counter::DatagramsForwarded, 1);
     if owner.forwarded.push(forwarded).is_ok() {
         owner.waker.wake();
@@ -397,11 +466,20 @@ impl<B: Io> Worker<B> {
 
 impl Rooms {
     /// A renewal: new limits on whichever side we are.
-    fn extend(&mut self, engagement: ramjet_proto::ids::EngagementId, tasks: u64, expires_at: Time) {
+    fn extend(
+        &mut self,
+        engagement: ramjet_proto::ids::EngagementId,
+        tasks: u64,
+        expires_at: Time,
+    ) {
         use super::channels::End;
         for side in [Side::Requester, Side::Worker] {
-            let Some(place) = self.channels.of_engagement(engagement, side) else { continue };
-            let Some(channel) = self.channels.at_mut(place) else { continue };
+            let Some(place) = self.channels.of_engagement(engagement, side) else {
+                continue;
+            };
+            let Some(channel) = self.channels.at_mut(place) else {
+                continue;
+            };
             channel.terms.tasks = tasks;
             channel.terms.expires_at = expires_at;
             match &mut channel.end {
@@ -436,7 +514,11 @@ impl Rooms {
     /// The tunnel to a peer could not be established, or was given up.
     fn peer_lost(&mut self, peer: NodeId) {
         for place in self.channels.places() {
-            if self.channels.at(place).is_some_and(|channel| channel.peer == peer) {
+            if self
+                .channels
+                .at(place)
+                .is_some_and(|channel| channel.peer == peer)
+            {
                 self.end(place, crate::control::vocabulary::CloseReason::Lost);
             }
         }

@@ -75,7 +75,9 @@ impl Long {
     }
 
     fn payload(&self, index: usize) -> Vec<u8> {
-        (0..self.lens[index]).map(|at| (at * 31 + index) as u8).collect()
+        (0..self.lens[index])
+            .map(|at| u8::try_from((at * 31 + index) % 256).expect("a remainder"))
+            .collect()
     }
 }
 
@@ -86,20 +88,35 @@ impl Job for Long {
         }
         self.sent += 1;
         let payload = self.payload(self.sent - 1).into();
-        Next::Large { payload, token: self.sent as u64 - 1 }
+        Next::Large {
+            payload,
+            token: self.sent as u64 - 1,
+        }
     }
 
     fn answer(&mut self, token: u64, answer: Answer<'_>, _timing: Timing) -> Verdict {
         let index = usize::try_from(token).expect("small");
-        assert!(answer == Answer::Done(&self.payload(index)), "{} bytes", self.lens[index]);
-        assert_eq!(self.pieces[index].len(), self.pieces_each, "all its progress came before it");
+        assert!(
+            answer == Answer::Done(&self.payload(index)),
+            "{} bytes",
+            self.lens[index]
+        );
+        assert_eq!(
+            self.pieces[index].len(),
+            self.pieces_each,
+            "all its progress came before it"
+        );
         self.right += 1;
         Verdict::Accept
     }
 
     fn progress(&mut self, token: u64, piece: &[u8]) {
         self.pieces[usize::try_from(token).expect("small")].extend_from_slice(piece);
-        assert!(self.pieces.iter().all(|pieces| pieces.is_sorted()), "in order: {:?}", self.pieces);
+        assert!(
+            self.pieces.iter().all(|pieces| pieces.is_sorted()),
+            "in order: {:?}",
+            self.pieces
+        );
     }
 }
 
@@ -115,7 +132,13 @@ pub(crate) struct Numbers {
 impl Numbers {
     pub(crate) fn new(len: usize, count: u64) -> Box<Self> {
         assert!(len >= 8, "a number takes eight bytes");
-        Box::new(Numbers { len, count, sent: 0, right: 0, wrong: 0 })
+        Box::new(Numbers {
+            len,
+            count,
+            sent: 0,
+            right: 0,
+            wrong: 0,
+        })
     }
 }
 
@@ -127,7 +150,10 @@ impl Job for Numbers {
         space[..self.len].fill(0x5A);
         space[..8].copy_from_slice(&self.sent.to_be_bytes());
         self.sent += 1;
-        Next::Task { len: self.len, token: self.sent - 1 }
+        Next::Task {
+            len: self.len,
+            token: self.sent - 1,
+        }
     }
 
     fn answer(&mut self, token: u64, answer: Answer<'_>, _timing: Timing) -> Verdict {
@@ -139,8 +165,16 @@ impl Job for Numbers {
             }
             _ => false,
         };
-        if right { self.right += 1 } else { self.wrong += 1 }
-        if right { Verdict::Accept } else { Verdict::Reject }
+        if right {
+            self.right += 1
+        } else {
+            self.wrong += 1
+        }
+        if right {
+            Verdict::Accept
+        } else {
+            Verdict::Reject
+        }
     }
 }
 
@@ -155,11 +189,19 @@ pub(crate) struct Bare {
 }
 
 impl Bare {
-    pub(crate) fn start(node: u32, workers: usize, io: IoKind, idle: Idle, placement: Placement) -> Self {
+    pub(crate) fn start(
+        node: u32,
+        workers: usize,
+        io: IoKind,
+        idle: Idle,
+        placement: Placement,
+    ) -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let sockets = bind_group(any, workers).expect("loopback sockets");
         let address = sockets[0].local_addr().expect("bound");
-        let identity = Arc::new(Identity::from_seed([u8::try_from(node).expect("small"); 32]));
+        let identity = Arc::new(Identity::from_seed(
+            [u8::try_from(node).expect("small"); 32],
+        ));
         let (senders, receiver) = reports(workers);
         let skills: Arc<[Skill]> = Arc::new([Skill {
             name: "echo".to_owned(),
@@ -185,24 +227,43 @@ impl Bare {
             .collect();
         let pool = (placement == Placement::Pool).then(|| Pool::start(2, workers).expect("a pool"));
         let workers = spawn_group(plans, senders, pool.as_ref()).expect("workers");
-        Bare { node: NodeId(node), identity, address, workers, reports: receiver, pool }
+        Bare {
+            node: NodeId(node),
+            identity,
+            address,
+            workers,
+            reports: receiver,
+            pool,
+        }
     }
 
     /// Tells the worker in charge of a peer.
     pub(crate) fn send(&self, peer: NodeId, command: Command) {
         let owner = owner_of(peer, self.workers.len());
-        self.workers[owner].send(command).expect("room for a command");
+        self.workers[owner]
+            .send(command)
+            .expect("room for a command");
     }
 
     /// Tells the worker in charge of `other` who that is.
     pub(crate) fn introduce(&self, other: &Bare) {
         let key = Some(other.identity.public());
         let endpoint = Some(other.address);
-        self.send(other.node, Command::Peer { node: other.node, key, endpoint });
+        self.send(
+            other.node,
+            Command::Peer {
+                node: other.node,
+                key,
+                endpoint,
+            },
+        );
     }
 
     pub(crate) fn counter(&self, name: &str) -> u64 {
-        self.workers.iter().map(|worker| worker.counters()[name]).sum()
+        self.workers
+            .iter()
+            .map(|worker| worker.counters()[name])
+            .sum()
     }
 
     /// The counters that are not zero, for a failure's message.
@@ -234,11 +295,19 @@ pub(crate) struct Pair {
 
 impl Pair {
     pub(crate) fn start(io: IoKind, idle: Idle, placement: Placement) -> Self {
-        Self::with(Bare::start(1, 1, io, idle, placement), Bare::start(2, 1, io, idle, placement))
+        Self::with(
+            Bare::start(1, 1, io, idle, placement),
+            Bare::start(2, 1, io, idle, placement),
+        )
     }
 
     pub(crate) fn with(worker: Bare, requester: Bare) -> Self {
-        Pair { worker, requester, credits: 256, next_engagement: 1 }
+        Pair {
+            worker,
+            requester,
+            credits: 256,
+            next_engagement: 1,
+        }
     }
 
     pub(crate) fn terms(&self, tasks: u64) -> ChannelTerms {
@@ -279,24 +348,50 @@ impl Pair {
         let terms = self.terms(tasks);
         let grant = self.grant(tasks);
         let peer = self.worker.node;
-        self.requester.send(peer, Command::Engage { peer, terms, grant, job });
+        self.requester.send(
+            peer,
+            Command::Engage {
+                peer,
+                terms,
+                grant,
+                job,
+            },
+        );
         self.next_engagement += 1;
         terms.engagement
     }
 
     /// Plays both control threads until `until` says so of a report of the requester, or patience
     /// ends.
-    pub(crate) fn play<T>(&self, tasks: u64, mut until: impl FnMut(&Pair, Report) -> Option<T>) -> T {
+    pub(crate) fn play<T>(
+        &self,
+        tasks: u64,
+        mut until: impl FnMut(&Pair, Report) -> Option<T>,
+    ) -> T {
         let started = Instant::now();
         loop {
             while let Some(report) = self.worker.reports.pop() {
                 if let Report::PeerWanted { .. } = report {
                     self.worker.introduce(&self.requester);
-                } else if let Report::OpenWanted { peer, channel, grant } = report {
+                } else if let Report::OpenWanted {
+                    peer,
+                    channel,
+                    grant,
+                } = report
+                {
                     let engagement = u64::from_be_bytes(grant[..8].try_into().expect("a grant"));
-                    let terms =
-                        ChannelTerms { engagement: EngagementId(engagement), ..self.terms(tasks) };
-                    self.worker.send(peer, Command::Admit { peer, channel, terms });
+                    let terms = ChannelTerms {
+                        engagement: EngagementId(engagement),
+                        ..self.terms(tasks)
+                    };
+                    self.worker.send(
+                        peer,
+                        Command::Admit {
+                            peer,
+                            channel,
+                            terms,
+                        },
+                    );
                 }
             }
             while let Some(report) = self.requester.reports.pop() {
@@ -306,7 +401,10 @@ impl Pair {
                     return value;
                 }
             }
-            assert!(started.elapsed() < PATIENCE, "the pair did not finish in {PATIENCE:?}");
+            assert!(
+                started.elapsed() < PATIENCE,
+                "the pair did not finish in {PATIENCE:?}"
+            );
             std::thread::yield_now();
         }
     }
@@ -324,13 +422,14 @@ impl Pair {
             _ => None,
         });
         let reason = CloseReason::Finished;
-        self.requester.send(self.worker.node, Command::Close { engagement, reason });
+        self.requester
+            .send(self.worker.node, Command::Close { engagement, reason });
         self.play(tasks, |_, report| match report {
-            Report::Closed { engagement: closed, side: Side::Requester, .. }
-                if closed == engagement =>
-            {
-                Some(())
-            }
+            Report::Closed {
+                engagement: closed,
+                side: Side::Requester,
+                ..
+            } if closed == engagement => Some(()),
             _ => None,
         });
         done

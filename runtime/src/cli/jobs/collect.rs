@@ -67,14 +67,14 @@ pub struct Flow {
 impl Flow {
     /// Every line before `first_unprinted` is printed, `bytes` of answers with them.
     pub fn printed(&self, first_unprinted: u64, bytes: usize) {
-        self.first_unprinted.store(first_unprinted, Ordering::Release);
+        self.first_unprinted
+            .store(first_unprinted, Ordering::Release);
         self.waiting_bytes.fetch_sub(bytes, Ordering::AcqRel);
     }
 
     fn admits(&self, line: u64) -> bool {
         let ahead = line.saturating_sub(self.first_unprinted.load(Ordering::Acquire));
-        ahead < REORDER_LINES_MAX
-            && self.waiting_bytes.load(Ordering::Acquire) < REORDER_BYTES_MAX
+        ahead < REORDER_LINES_MAX && self.waiting_bytes.load(Ordering::Acquire) < REORDER_BYTES_MAX
     }
 }
 
@@ -145,7 +145,9 @@ impl Job for Collect {
     fn next(&mut self, space: &mut [u8], _now: Time) -> Next {
         // Asked whenever a slot is free, so after every turn that brought answers.
         self.flush();
-        let Some(&line) = self.lines.as_slice().first() else { return Next::End };
+        let Some(&line) = self.lines.as_slice().first() else {
+            return Next::End;
+        };
         if !self.flow.admits(u64::from(line)) {
             return Next::Later;
         }
@@ -167,7 +169,9 @@ impl Job for Collect {
             Answer::Failed(why) => (Collected::Failed, why),
             Answer::Refused(refused) => (Collected::Refused(refused.label()), &[][..]),
         };
-        self.flow.waiting_bytes.fetch_add(bytes.len(), Ordering::AcqRel);
+        self.flow
+            .waiting_bytes
+            .fetch_add(bytes.len(), Ordering::AcqRel);
         self.batch.push(line, collected, bytes);
         match (collected, self.verdict) {
             (Collected::Done, Verdict::Accept) => self.measured.accepted += 1,
@@ -225,7 +229,14 @@ mod tests {
             live: Arc::default(),
             report: sender,
         });
-        (job, Ends { batches, report, flow })
+        (
+            job,
+            Ends {
+                batches,
+                report,
+                flow,
+            },
+        )
     }
 
     #[test]
@@ -234,7 +245,10 @@ mod tests {
         assert_eq!(job.deadline_us(), 7);
         let (mut space, timing) = ([0; 16], Timing::default());
         for token in [1, 3, 4] {
-            assert_eq!(job.next(&mut space, Time::ZERO), Next::Task { len: 1, token });
+            assert_eq!(
+                job.next(&mut space, Time::ZERO),
+                Next::Task { len: 1, token }
+            );
         }
         job.answer(4, Answer::Done(b"four"), timing);
         assert_eq!(job.next(&mut space, Time::ZERO), Next::End);
@@ -245,8 +259,10 @@ mod tests {
             .batches
             .iter()
             .flat_map(|batch| {
-                let answers: Vec<_> =
-                    batch.iter().map(|(line, what, bytes)| (line, what, bytes.to_vec())).collect();
+                let answers: Vec<_> = batch
+                    .iter()
+                    .map(|(line, what, bytes)| (line, what, bytes.to_vec()))
+                    .collect();
                 answers
             })
             .collect();
@@ -259,7 +275,10 @@ mod tests {
             ]
         );
         let measured = ends.report.recv().expect("sent when dropped");
-        assert_eq!((measured.issued, measured.accepted, measured.failed), (3, 1, 1));
+        assert_eq!(
+            (measured.issued, measured.accepted, measured.failed),
+            (3, 1, 1)
+        );
         assert_eq!(measured.first_fault.as_deref(), Some("task 2: failed: why"));
     }
 
@@ -269,11 +288,17 @@ mod tests {
         let (mut job, ends) = job(ahead + 2, (0..ahead + 2).collect());
         let mut space = [0; 16];
         for _ in 0..ahead {
-            assert!(matches!(job.next(&mut space, Time::ZERO), Next::Task { .. }));
+            assert!(matches!(
+                job.next(&mut space, Time::ZERO),
+                Next::Task { .. }
+            ));
         }
         assert_eq!(job.next(&mut space, Time::ZERO), Next::Later);
         ends.flow.printed(1, 0);
-        assert!(matches!(job.next(&mut space, Time::ZERO), Next::Task { .. }));
+        assert!(matches!(
+            job.next(&mut space, Time::ZERO),
+            Next::Task { .. }
+        ));
         assert_eq!(job.next(&mut space, Time::ZERO), Next::Later);
     }
 
@@ -283,10 +308,15 @@ mod tests {
         let mut space = [0; 16];
         job.next(&mut space, Time::ZERO);
         // Results that other lines have left waiting, all but a few bytes of the limit.
-        ends.flow.waiting_bytes.store(REORDER_BYTES_MAX - 3, Ordering::Release);
+        ends.flow
+            .waiting_bytes
+            .store(REORDER_BYTES_MAX - 3, Ordering::Release);
         job.answer(0, Answer::Done(b"zero"), Timing::default());
         assert_eq!(job.next(&mut space, Time::ZERO), Next::Later);
         ends.flow.printed(1, 4);
-        assert_eq!(job.next(&mut space, Time::ZERO), Next::Task { len: 1, token: 1 });
+        assert_eq!(
+            job.next(&mut space, Time::ZERO),
+            Next::Task { len: 1, token: 1 }
+        );
     }
 }

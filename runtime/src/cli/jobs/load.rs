@@ -56,7 +56,8 @@ impl Job for Load {
             let elapsed = now.nanos_since(since);
             if elapsed >= self.run_ns {
                 // The first look past the end fixes the count; what is outstanding comes in after.
-                self.counted.get_or_insert((self.accepted - before, elapsed));
+                self.counted
+                    .get_or_insert((self.accepted - before, elapsed));
                 return Next::End;
             }
         }
@@ -65,9 +66,15 @@ impl Job for Load {
         match space.get_mut(..self.payload.len()) {
             Some(space) => {
                 space.copy_from_slice(&self.payload);
-                Next::Task { len: self.payload.len(), token }
+                Next::Task {
+                    len: self.payload.len(),
+                    token,
+                }
             }
-            None => Next::Large { payload: self.payload.clone().into(), token },
+            None => Next::Large {
+                payload: self.payload.clone().into(),
+                token,
+            },
         }
     }
 
@@ -90,7 +97,11 @@ impl Drop for Load {
         let (results, elapsed_ns) = self.counted.unwrap_or_default();
         let measured = std::mem::take(&mut self.measured);
         // Nobody waits any more after an interruption.
-        let _ = self.report.send(Loaded { results, elapsed_ns, measured });
+        let _ = self.report.send(Loaded {
+            results,
+            elapsed_ns,
+            measured,
+        });
     }
 }
 
@@ -104,14 +115,23 @@ mod tests {
     fn only_what_lies_between_warm_up_and_end_counts() {
         let (sender, report) = unbounded();
         let mut job = Load::new(b"ping".to_vec(), 100, 1_000, sender);
-        let (mut space, timing) = ([0; 64], Timing { round_trip_ns: 500, busy_ns: 0 });
+        let (mut space, timing) = (
+            [0; 64],
+            Timing {
+                round_trip_ns: 500,
+                busy_ns: 0,
+            },
+        );
         // One task every 50 ns from 10,000 on, answered at once.
         for step in 0.. {
             let now = Time::from_nanos(10_000 + 50 * step);
             match job.next(&mut space, now) {
                 Next::Task { len, token } => {
                     assert_eq!(&space[..len], b"ping");
-                    assert_eq!(job.answer(token, Answer::Done(b"ping"), timing), Verdict::Accept);
+                    assert_eq!(
+                        job.answer(token, Answer::Done(b"ping"), timing),
+                        Verdict::Accept
+                    );
                 }
                 other => {
                     assert_eq!((other, step), (Next::End, 22));
@@ -119,11 +139,17 @@ mod tests {
                 }
             }
         }
-        assert_eq!(job.answer(99, Answer::Done(b"pong"), timing), Verdict::Reject);
+        assert_eq!(
+            job.answer(99, Answer::Done(b"pong"), timing),
+            Verdict::Reject
+        );
         drop(job);
         let loaded = report.recv().expect("sent when dropped");
         assert_eq!((loaded.results, loaded.elapsed_ns), (20, 1_000));
-        assert_eq!((loaded.measured.accepted, loaded.measured.rejected), (22, 1));
+        assert_eq!(
+            (loaded.measured.accepted, loaded.measured.rejected),
+            (22, 1)
+        );
         assert_eq!(loaded.measured.round_trip.len(), 20);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! | job | sends | does with an answer |
 //! |---|---|---|
-//! | [`Verify`] | lines, over and over up to a number of tasks | compares it with the one expected |
+//! | [`Verify`] | lines, over and over, up to a number | compares it with the one expected |
 //! | [`Collect`] | some lines once | hands it to a printer, bounded by what is printed |
 //! | [`Load`] | one payload until a moment | compares it, counts |
 //!
@@ -21,7 +21,9 @@ use hdrhistogram::Histogram;
 use super::text::Text;
 use crate::job::{Answer, Next, Timing};
 
-pub use collect::{Batch, Collect, CollectPlan, Collected, Flow, REORDER_BYTES_MAX, REORDER_LINES_MAX};
+pub use collect::{
+    Batch, Collect, CollectPlan, Collected, Flow, REORDER_BYTES_MAX, REORDER_LINES_MAX,
+};
 pub use load::{Load, Loaded};
 pub use verify::{Expected, Verify};
 
@@ -88,7 +90,8 @@ impl Measured {
             }
         };
         // People count tasks and lines from 1.
-        self.first_fault.get_or_insert_with(|| format!("task {}: {words}", token + 1));
+        self.first_fault
+            .get_or_insert_with(|| format!("task {}: {words}", token + 1));
     }
 
     /// Notes the timing of a result.
@@ -118,8 +121,10 @@ impl Live {
     fn note(&self, answered: u64, measured: &Measured) {
         self.answered.store(answered, Ordering::Relaxed);
         if answered.is_multiple_of(Self::ANSWERS_PER_LOOK) {
-            self.p50_ns.store(measured.quantile_ns(0.5), Ordering::Relaxed);
-            self.p99_ns.store(measured.quantile_ns(0.99), Ordering::Relaxed);
+            self.p50_ns
+                .store(measured.quantile_ns(0.5), Ordering::Relaxed);
+            self.p99_ns
+                .store(measured.quantile_ns(0.99), Ordering::Relaxed);
         }
     }
 
@@ -130,7 +135,10 @@ impl Live {
 
     /// Median and 99th percentile of the round trip, in nanoseconds; 0 until known.
     pub fn latency_ns(&self) -> (u64, u64) {
-        (self.p50_ns.load(Ordering::Relaxed), self.p99_ns.load(Ordering::Relaxed))
+        (
+            self.p50_ns.load(Ordering::Relaxed),
+            self.p99_ns.load(Ordering::Relaxed),
+        )
     }
 }
 
@@ -140,8 +148,14 @@ fn task_of(text: &Text, line: usize, token: u64, space: &mut [u8]) -> Next {
     match space.get_mut(..payload.len()) {
         Some(space) => {
             space.copy_from_slice(payload);
-            Next::Task { len: payload.len(), token }
+            Next::Task {
+                len: payload.len(),
+                token,
+            }
         }
-        None => Next::Large { payload: text.share(line), token },
+        None => Next::Large {
+            payload: text.share(line),
+            token,
+        },
     }
 }

@@ -78,7 +78,16 @@ impl Verify {
         let words = usize::try_from(tasks.div_ceil(64)).expect("a billion tasks at most");
         let answered = vec![0; words];
         let measured = Measured::default();
-        Verify { text, expected, tasks, issued: 0, answered, measured, live, report }
+        Verify {
+            text,
+            expected,
+            tasks,
+            issued: 0,
+            answered,
+            measured,
+            live,
+            report,
+        }
     }
 
     /// Line of a task; `None` for a token that was never handed out.
@@ -89,7 +98,9 @@ impl Verify {
 
     /// Marks the task as answered; false if it was.
     fn mark(&mut self, token: u64) -> bool {
-        let Some(word) = usize::try_from(token / 64).ok().and_then(|at| self.answered.get_mut(at))
+        let Some(word) = usize::try_from(token / 64)
+            .ok()
+            .and_then(|at| self.answered.get_mut(at))
         else {
             return false;
         };
@@ -120,7 +131,11 @@ impl Job for Verify {
         let verdict = match answer {
             Answer::Done(result) => {
                 self.measured.time(timing);
-                if result == self.expected.of_line(line) { Verdict::Accept } else { Verdict::Reject }
+                if result == self.expected.of_line(line) {
+                    Verdict::Accept
+                } else {
+                    Verdict::Reject
+                }
             }
             Answer::Failed(_) | Answer::Refused(_) => Verdict::Reject,
         };
@@ -156,7 +171,10 @@ mod tests {
         let text = Arc::new(text.expect("short"));
         let expected = Expected::of(&text, &Sha256).expect("sha256 takes anything");
         let (sender, receiver) = unbounded();
-        (Verify::new(text, expected, tasks, Arc::default(), sender), receiver)
+        (
+            Verify::new(text, expected, tasks, Arc::default(), sender),
+            receiver,
+        )
     }
 
     fn result(payload: &[u8]) -> Vec<u8> {
@@ -168,19 +186,34 @@ mod tests {
     #[test]
     fn lines_are_gone_through_until_there_are_enough_tasks() {
         let (mut job, report) = job(b"a\nbb\n\nccc\n", 5);
-        let timing = Timing { round_trip_ns: 2_000, busy_ns: 1_000 };
+        let timing = Timing {
+            round_trip_ns: 2_000,
+            busy_ns: 1_000,
+        };
         let mut space = [0; 64];
         for (token, line) in (0..).zip(["a", "bb", "ccc", "a", "bb"]) {
             let next = job.next(&mut space, Time::ZERO);
-            assert_eq!(next, Next::Task { len: line.len(), token });
+            assert_eq!(
+                next,
+                Next::Task {
+                    len: line.len(),
+                    token
+                }
+            );
             assert_eq!(&space[..line.len()], line.as_bytes());
             let answer = result(line.as_bytes());
-            assert_eq!(job.answer(token, Answer::Done(&answer), timing), Verdict::Accept);
+            assert_eq!(
+                job.answer(token, Answer::Done(&answer), timing),
+                Verdict::Accept
+            );
         }
         assert_eq!(job.next(&mut space, Time::ZERO), Next::End);
         drop(job);
         let measured = report.recv().expect("sent when dropped");
-        assert_eq!((measured.issued, measured.accepted, measured.answered()), (5, 5, 5));
+        assert_eq!(
+            (measured.issued, measured.accepted, measured.answered()),
+            (5, 5, 5)
+        );
         assert_eq!(measured.busy_ns, 5_000);
         assert_eq!(measured.round_trip.len(), 5);
         assert_eq!(measured.first_fault, None);
@@ -202,7 +235,10 @@ mod tests {
         job.answer(4, Answer::Done(&good), timing);
         drop(job);
         let measured = report.recv().expect("sent when dropped");
-        assert_eq!((measured.accepted, measured.rejected, measured.failed), (1, 1, 1));
+        assert_eq!(
+            (measured.accepted, measured.rejected, measured.failed),
+            (1, 1, 1)
+        );
         assert_eq!(measured.refused.get("late"), Some(&1));
         assert_eq!(measured.repeated, 2);
         assert_eq!(
@@ -217,7 +253,10 @@ mod tests {
         let mut space = [0; 9];
         assert_eq!(
             job.next(&mut space, Time::ZERO),
-            Next::Large { payload: Bytes::from_static(b"0123456789"), token: 0 }
+            Next::Large {
+                payload: Bytes::from_static(b"0123456789"),
+                token: 0
+            }
         );
     }
 
@@ -227,6 +266,10 @@ mod tests {
         let text = Text::of_lines("test", lines, EmptyLines::Skip).expect("short");
         let error = Expected::of(&text, &Langid).expect_err("no UTF-8");
         assert!(error.message.starts_with("task 2, "), "{}", error.message);
-        assert!(error.message.ends_with("langid takes text in UTF-8"), "{}", error.message);
+        assert!(
+            error.message.ends_with("langid takes text in UTF-8"),
+            "{}",
+            error.message
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! Whole nodes against a registry of the size of a test, over loopback.
 
 mod engage;
+mod real_registry;
 mod registry_loss;
 mod socket;
 mod toy;
@@ -50,7 +51,13 @@ struct Numbers {
 
 impl Numbers {
     fn new(count: u64) -> Box<Self> {
-        Box::new(Numbers { count, sent: 0, answered: 0, gate_at: 0, gate: None })
+        Box::new(Numbers {
+            count,
+            sent: 0,
+            answered: 0,
+            gate_at: 0,
+            gate: None,
+        })
     }
 }
 
@@ -59,26 +66,40 @@ impl Job for Numbers {
         if self.sent == self.count {
             return Next::End;
         }
-        let closed = self.gate.as_ref().is_some_and(|gate| !gate.load(Ordering::Acquire));
+        let closed = self
+            .gate
+            .as_ref()
+            .is_some_and(|gate| !gate.load(Ordering::Acquire));
         if closed && self.sent >= self.gate_at {
             return Next::Later;
         }
         space[..8].copy_from_slice(&self.sent.to_be_bytes());
         self.sent += 1;
-        Next::Task { len: 8, token: self.sent - 1 }
+        Next::Task {
+            len: 8,
+            token: self.sent - 1,
+        }
     }
 
     fn answer(&mut self, token: u64, answer: Answer<'_>, _timing: Timing) -> Verdict {
         assert_eq!(answer, Answer::Done(&token.to_be_bytes()), "task {token}");
         self.answered += 1;
-        if token % 10 == 9 { Verdict::Reject } else { Verdict::Accept }
+        if token % 10 == 9 {
+            Verdict::Reject
+        } else {
+            Verdict::Accept
+        }
     }
 }
 
 /// A job that stops after `gate_at` tasks until its gate is opened.
 fn gated(count: u64, gate_at: u64) -> (Box<Numbers>, Arc<AtomicBool>) {
     let gate = Arc::new(AtomicBool::new(false));
-    let job = Numbers { gate_at, gate: Some(Arc::clone(&gate)), ..*Numbers::new(count) };
+    let job = Numbers {
+        gate_at,
+        gate: Some(Arc::clone(&gate)),
+        ..*Numbers::new(count)
+    };
     (Box::new(job), gate)
 }
 
@@ -152,7 +173,10 @@ fn wait_for(engagement: &Engagement, mut wanted: impl FnMut(&EngageEvent) -> boo
         if wanted(&event) {
             return event;
         }
-        assert!(!matches!(event, EngageEvent::Ended(_)), "ended too early: {event:?}");
+        assert!(
+            !matches!(event, EngageEvent::Ended(_)),
+            "ended too early: {event:?}"
+        );
     }
 }
 
@@ -167,7 +191,10 @@ fn wait_end(engagement: &Engagement) -> EngageEnd {
 fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let until = Instant::now() + PATIENCE;
     while !holds() {
-        assert!(Instant::now() < until, "{what} did not come about within {PATIENCE:?}");
+        assert!(
+            Instant::now() < until,
+            "{what} did not come about within {PATIENCE:?}"
+        );
         // Looks again soon, and leaves the cores to those who bring it about.
         std::thread::park_timeout(Duration::from_millis(1));
     }

@@ -100,7 +100,14 @@ impl Toy {
 
     /// Ends every connection at once and stops listening: what a kill looks like from outside.
     pub(super) fn kill(&mut self) {
-        let Some(Running { stop, streams, accepting }) = self.running.take() else { return };
+        let Some(Running {
+            stop,
+            streams,
+            accepting,
+        }) = self.running.take()
+        else {
+            return;
+        };
         stop.store(true, Ordering::SeqCst);
         // Wakes the accept.
         let _ = TcpStream::connect(self.address);
@@ -138,7 +145,11 @@ impl Toy {
                 std::thread::spawn(move || session.run());
             }
         });
-        self.running = Some(Running { stop, streams, accepting });
+        self.running = Some(Running {
+            stop,
+            streams,
+            accepting,
+        });
     }
 }
 
@@ -167,7 +178,10 @@ impl Session {
                 return;
             }
             let value: Value = serde_json::from_slice(&message).expect("a node sends JSON");
-            let kind = value["type"].as_str().expect("a node names its requests").to_owned();
+            let kind = value["type"]
+                .as_str()
+                .expect("a node names its requests")
+                .to_owned();
             let state = Arc::clone(&self.state);
             let mut state = state.lock().expect("no handler panics");
             let goes_on = if kind.starts_with("market_") {
@@ -185,16 +199,27 @@ impl Session {
     }
 
     fn pilot(&self, state: &mut State, kind: &str, value: &Value) -> Value {
-        let node = value["node_id"].as_u64().and_then(|id| usize::try_from(id).ok());
+        let node = value["node_id"]
+            .as_u64()
+            .and_then(|id| usize::try_from(id).ok());
         let known = node.and_then(|id| state.nodes.get(id.checked_sub(1)?).cloned());
         match (kind, known) {
             ("register", _) => {
-                let key = value["public_key"].as_str().and_then(PublicKey::from_base64);
+                let key = value["public_key"]
+                    .as_str()
+                    .and_then(PublicKey::from_base64);
                 let key = key.expect("a key");
-                let endpoint = value["listen_addr"].as_str().expect("an endpoint").to_owned();
+                let endpoint = value["listen_addr"]
+                    .as_str()
+                    .expect("an endpoint")
+                    .to_owned();
                 let index = state.nodes.iter().position(|node| node.key == key);
                 let index = index.unwrap_or_else(|| {
-                    state.nodes.push(Known { key, endpoint: endpoint.clone(), polo: 0 });
+                    state.nodes.push(Known {
+                        key,
+                        endpoint: endpoint.clone(),
+                        polo: 0,
+                    });
                     state.nodes.len() - 1
                 });
                 state.nodes[index].endpoint = endpoint;
@@ -228,16 +253,37 @@ impl Session {
             RequestBody::Prove { signature } => {
                 let known = &state.nodes[self.node.0 as usize - 1];
                 let proof = prove_bytes(self.node, &[7; 32]);
-                assert!(known.key.verifies(&proof, &signature.0), "the proof verifies");
+                assert!(
+                    known.key.verifies(&proof, &signature.0),
+                    "the proof verifies"
+                );
                 let polo = known.polo;
                 let push = self.stream.try_clone().expect("a descriptor");
                 state.pushed.insert(self.node, push);
                 ReplyBody::Proved { polo }
             }
-            RequestBody::Advertise { advertisement, signature } => {
+            RequestBody::Advertise {
+                advertisement,
+                signature,
+            } => {
                 let key = state.nodes[self.node.0 as usize - 1].key;
                 assert!(key.verifies(&advertisement.signed_bytes(), &signature.0));
                 let lease_s = advertisement.lease_s;
+                let open = state
+                    .offers
+                    .values()
+                    .filter(|(_, granted)| granted.is_none());
+                for (offer, _) in open.filter(|(offer, _)| suits(&advertisement, offer)) {
+                    let offer = offer.clone();
+                    push(
+                        state,
+                        self.node,
+                        &Push::Notify {
+                            offer,
+                            requester_polo: 0,
+                        },
+                    );
+                }
                 state.advertised.insert(self.node, advertisement);
                 ReplyBody::Advertised { lease_s }
             }
@@ -275,11 +321,18 @@ impl Session {
             }
             RequestBody::Standing { .. } if mischief.mute => return true,
             RequestBody::Standing { who } => standing(state, &who),
-            RequestBody::Engagements { .. } => ReplyBody::Engagements { engagements: Vec::new() },
-            RequestBody::Resolve(_) => ReplyBody::Workers { workers: Vec::new() },
+            RequestBody::Engagements { .. } => ReplyBody::Engagements {
+                engagements: Vec::new(),
+            },
+            RequestBody::Resolve(_) => ReplyBody::Workers {
+                workers: Vec::new(),
+            },
             RequestBody::Renew { .. } => refused(RefusalCode::Invalid, "this toy renews nothing"),
         };
-        send(&self.stream, &serde_json::to_vec(&Reply { id, body }).expect("serializes"))
+        send(
+            &self.stream,
+            &serde_json::to_vec(&Reply { id, body }).expect("serializes"),
+        )
     }
 
     fn offer(&self, state: &mut State, offer: Offer) -> ReplyBody {
@@ -288,20 +341,33 @@ impl Session {
         if let Some((_, Some(engagement))) = state.offers.get(&id) {
             let grant = self.grant(state, *engagement);
             push(state, self.node, &Push::Grant { grant });
-            return ReplyBody::Offered { notified: 0, diagnosis: None };
+            return ReplyBody::Offered {
+                notified: 0,
+                diagnosis: None,
+            };
         }
         state.offers.insert(id, (offer.clone(), None));
         let workers: Vec<NodeId> = state
             .advertised
             .values()
-            .filter(|said| said.task_ready && said.skills().any(|skill| skill == offer.skill))
+            .filter(|said| suits(said, &offer))
             .map(|said| said.node)
             .collect();
         for worker in &workers {
-            push(state, *worker, &Push::Notify { offer: offer.clone(), requester_polo: 0 });
+            push(
+                state,
+                *worker,
+                &Push::Notify {
+                    offer: offer.clone(),
+                    requester_polo: 0,
+                },
+            );
         }
         let notified = u32::try_from(workers.len()).expect("a few");
-        ReplyBody::Offered { notified, diagnosis: None }
+        ReplyBody::Offered {
+            notified,
+            diagnosis: None,
+        }
     }
 
     fn accept(&self, state: &mut State, id: OfferId, credits: u32) -> ReplyBody {
@@ -329,10 +395,22 @@ impl Session {
             expires_at_ms: unix_ms() + u64::from(offer.duration_s) * 1_000,
             skill: offer.skill,
         };
-        let row = Row { grant, k: 0, accepted: 0, settlements: 0, released: None };
+        let row = Row {
+            grant,
+            k: 0,
+            accepted: 0,
+            settlements: 0,
+            released: None,
+        };
         state.rows.insert(engagement, row);
         let message = self.grant(state, engagement);
-        push(state, offer.requester, &Push::Grant { grant: message.clone() });
+        push(
+            state,
+            offer.requester,
+            &Push::Grant {
+                grant: message.clone(),
+            },
+        );
         ReplyBody::Granted { grant: message }
     }
 
@@ -348,14 +426,20 @@ impl Session {
 
     fn settle(&self, state: &mut State, bytes: &[u8]) -> ReplyBody {
         let signed = SignedReceipt::decode(bytes).expect("a receipt");
-        let row = state.rows.get_mut(&signed.receipt.engagement).expect("of this registry");
+        let row = state
+            .rows
+            .get_mut(&signed.receipt.engagement)
+            .expect("of this registry");
         let (requester, worker) = (row.grant.requester, row.grant.worker);
         signed
             .verify(&row.grant.requester_key, &row.grant.worker_key)
             .expect("a node settles what both have signed");
         let repeated = signed.receipt.k <= row.k;
         if !repeated {
-            assert!(signed.receipt.accepted >= row.accepted, "counters never shrink");
+            assert!(
+                signed.receipt.accepted >= row.accepted,
+                "counters never shrink"
+            );
             (row.k, row.accepted) = (signed.receipt.k, signed.receipt.accepted);
             row.settlements += 1;
         }
@@ -376,15 +460,31 @@ impl Session {
         };
         if !repeated {
             for end in [requester, worker] {
-                push(state, end, &Push::Settled { settlement: settlement.clone() });
+                push(
+                    state,
+                    end,
+                    &Push::Settled {
+                        settlement: settlement.clone(),
+                    },
+                );
             }
         }
-        ReplyBody::Settled { settlement, repeated }
+        ReplyBody::Settled {
+            settlement,
+            repeated,
+        }
     }
 }
 
+fn suits(said: &Advertisement, offer: &Offer) -> bool {
+    said.task_ready && said.skills().any(|skill| skill == offer.skill)
+}
+
 fn standing(state: &State, who: &str) -> ReplyBody {
-    let node = who.parse::<usize>().ok().and_then(|id| Some((id, state.nodes.get(id - 1)?)));
+    let node = who
+        .parse::<usize>()
+        .ok()
+        .and_then(|id| Some((id, state.nodes.get(id - 1)?)));
     let Some((id, known)) = node else {
         return refused(RefusalCode::NotFound, "no such node");
     };
@@ -399,7 +499,11 @@ fn standing(state: &State, who: &str) -> ReplyBody {
 }
 
 fn refused(code: RefusalCode, reason: &str) -> ReplyBody {
-    ReplyBody::Refused(Refusal { code, reason: reason.to_owned(), diagnosis: None })
+    ReplyBody::Refused(Refusal {
+        code,
+        reason: reason.to_owned(),
+        diagnosis: None,
+    })
 }
 
 fn push(state: &State, node: NodeId, push: &Push) {
