@@ -3,11 +3,13 @@
 //! Invariants: a [`Process`] is dead when it is dropped; standard output is read only as far as the
 //! test asks for it, so that a test can hold a run in its middle; every wait ends by [`PATIENCE`].
 
-use std::io::{BufRead, BufReader, Read};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -19,9 +21,10 @@ use tempfile::TempDir;
 
 /// The longest that anything here may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
-/// Lines of standard output read ahead of the test; together with the pipe far fewer than a run
-/// that is to be held in its middle has.
-const LINES_AHEAD: usize = 16;
+/// Standard output is read in pieces of this length, and one piece is read ahead of the test: with
+/// the pipe far less than a run prints that is to be held in its middle.
+const PIECE_LEN: usize = 64 << 10;
+const PIECES_AHEAD: usize = 1;
 /// Between two questions to the command line, so that asking does not starve who is asked.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -52,9 +55,32 @@ pub(crate) fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
 pub(crate) struct Process {
     name: String,
     child: Child,
-    lines: Option<Receiver<String>>,
+    pieces: Option<Receiver<Vec<String>>>,
+    /// Lines that were taken from the channel and not asked for yet.
+    lines: RefCell<VecDeque<String>>,
     errors: Arc<Mutex<String>>,
     readers: Vec<JoinHandle<()>>,
+}
+
+/// Sends whole lines, as many as came together, until the end or until nobody wants them.
+fn read_lines(mut source: impl Read, sender: &SyncSender<Vec<String>>) {
+    let (mut space, mut rest) = (vec![0; PIECE_LEN], Vec::new());
+    loop {
+        let len = source.read(&mut space).unwrap_or(0);
+        rest.extend_from_slice(&space[..len]);
+        let text = |line: &[u8]| String::from_utf8_lossy(line).into_owned();
+        let mut lines: Vec<String> = Vec::new();
+        if let Some(end) = rest.iter().rposition(|byte| *byte == b'\n') {
+            lines.extend(rest[..end].split(|byte| *byte == b'\n').map(text));
+            rest.drain(..=end);
+        }
+        if len == 0 && !rest.is_empty() {
+            lines.push(text(&std::mem::take(&mut rest)));
+        }
+        if (!lines.is_empty() && sender.send(lines).is_err()) || len == 0 {
+            return;
+        }
+    }
 }
 
 /// A process that has ended.
@@ -94,16 +120,9 @@ impl Process {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("{name}: {error}"));
-        let (sender, lines) = sync_channel(LINES_AHEAD);
-        let stdout = BufReader::new(child.stdout.take().expect("piped"));
-        let out = std::thread::spawn(move || {
-            for line in stdout.lines() {
-                let Ok(line) = line else { break };
-                if sender.send(line).is_err() {
-                    break;
-                }
-            }
-        });
+        let (sender, pieces) = sync_channel(PIECES_AHEAD);
+        let stdout = child.stdout.take().expect("piped");
+        let out = std::thread::spawn(move || read_lines(stdout, &sender));
         let errors = Arc::new(Mutex::new(String::new()));
         let shared = Arc::clone(&errors);
         let mut stderr = child.stderr.take().expect("piped");
@@ -117,10 +136,12 @@ impl Process {
             }
         });
         let readers = vec![out, err];
+        let (name, pieces, lines) = (name.to_owned(), Some(pieces), RefCell::default());
         Process {
-            name: name.to_owned(),
+            name,
             child,
-            lines: Some(lines),
+            pieces,
+            lines,
             errors,
             readers,
         }
@@ -133,16 +154,22 @@ impl Process {
     /// Its next line of standard output; none at its end.
     #[track_caller]
     pub(crate) fn line(&self) -> Option<String> {
-        match self
-            .lines
-            .as_ref()
-            .expect("taken only by the end")
-            .recv_timeout(PATIENCE)
-        {
-            Ok(line) => Some(line),
-            Err(RecvTimeoutError::Disconnected) => None,
-            Err(RecvTimeoutError::Timeout) => panic!("{}: no line within {PATIENCE:?}", self.name),
+        let mut lines = self.lines.borrow_mut();
+        if lines.is_empty() {
+            match self
+                .pieces
+                .as_ref()
+                .expect("there until the end")
+                .recv_timeout(PATIENCE)
+            {
+                Ok(piece) => lines.extend(piece),
+                Err(RecvTimeoutError::Disconnected) => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("{}: no line within {PATIENCE:?}", self.name)
+                }
+            }
         }
+        lines.pop_front()
     }
 
     /// Its next line, which is JSON.
@@ -220,7 +247,7 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
         // A reader that waits for room in the channel ends with the channel.
-        self.lines = None;
+        self.pieces = None;
         for reader in self.readers.drain(..) {
             let _ = reader.join();
         }

@@ -6,7 +6,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 
 use serde_json::Value;
 
-use crate::harness::{Market, PATIENCE, Process, counter, until};
+use crate::harness::{Market, PATIENCE, Process, Worker, counter, until};
 
 /// How often each kind of garbage is sent.
 const TIMES: u64 = 20;
@@ -37,19 +37,27 @@ fn datagrams(requester: u32) -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-fn throw_at_node(node: SocketAddr, requester: u32) -> Vec<(&'static str, u64)> {
+/// Throws every kind at the node, until each was counted by its reason [`TIMES`] times or more: how
+/// often each reason was given. The kernel may lose some, since the node has a run to do.
+fn throw_at_node(worker: &Worker, requester: u32) -> Vec<(&'static str, u64)> {
     let socket = UdpSocket::bind("127.0.0.1:0").expect("bound");
-    let mut expected: Vec<(&str, u64)> = Vec::new();
+    let mut given: Vec<(&str, u64)> = Vec::new();
     for (reason, datagram) in datagrams(requester) {
-        for _ in 0..TIMES {
-            socket.send_to(&datagram, node).expect("sent");
-        }
-        match expected.iter_mut().find(|(known, _)| *known == reason) {
-            Some((_, times)) => *times += TIMES,
-            None => expected.push((reason, TIMES)),
+        let before = worker.counter(reason);
+        let mut times = 0;
+        until(reason, || {
+            for _ in 0..TIMES {
+                socket.send_to(&datagram, worker.listen).expect("sent");
+            }
+            times += TIMES;
+            (worker.counter(reason) >= before + TIMES).then_some(())
+        });
+        match given.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, all)) => *all += times,
+            None => given.push((reason, times)),
         }
     }
-    expected
+    given
 }
 
 /// Writes bytes to the registry and reads until it closes, or has answered `answers` frames.
@@ -125,19 +133,12 @@ fn garbage_on_both_ports_disturbs_no_run_and_is_counted_by_reason() {
 
     let row = &market.engagements(worker.node)[0];
     let requester = u32::try_from(row["requester"].as_u64().expect("a number")).expect("32 bits");
-    let expected = throw_at_node(worker.listen, requester);
+    let given = throw_at_node(&worker, requester);
     for (_, bytes, answers) in messages() {
         for _ in 0..TIMES {
             throw_at_registry(market.registry_addr, &bytes, answers);
         }
     }
-    until("every datagram is counted by its reason", || {
-        let status = worker.status();
-        expected
-            .iter()
-            .all(|(reason, times)| counter(&status, reason) >= *times)
-            .then_some(())
-    });
 
     let ended = run.end().expect(0);
     assert!(
@@ -145,8 +146,11 @@ fn garbage_on_both_ports_disturbs_no_run_and_is_counted_by_reason() {
         "every line came back, once and in order"
     );
     let status = worker.status();
-    for (reason, times) in expected {
-        assert_eq!(counter(&status, reason), times, "{reason}");
+    for (reason, times) in given {
+        assert!(
+            counter(&status, reason) <= times,
+            "{reason}: at most {times} in {status}"
+        );
     }
     assert_eq!(counter(&status, "tasks_run"), LINES as u64);
     let sum = [
