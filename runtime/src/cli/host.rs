@@ -156,6 +156,14 @@ fn core_list(list: &str) -> Vec<usize> {
         .collect()
 }
 
+/// The beacon that a node makes itself known to; `none` goes without, as in `ramjet registry`.
+pub fn beacon(settings: &Settings) -> Result<Option<SocketAddr>, Failure> {
+    match settings.text(s::BEACON).as_deref() {
+        Some("none") => Ok(None),
+        _ => settings.address(s::BEACON),
+    }
+}
+
 /// The registry that a node registers at.
 ///
 /// # Errors
@@ -254,7 +262,7 @@ pub fn serving_node(
         registry_key: key.last().copied(),
         listen: settings.address(s::LISTEN)?.unwrap_or(bare.listen),
         endpoint: settings.address(s::ENDPOINT)?,
-        beacon: settings.address(s::BEACON)?,
+        beacon: beacon(settings)?,
         owner: settings.text(s::OWNER).unwrap_or(bare.owner),
         hostname: settings.text(s::HOSTNAME),
         public: settings.flag(s::PUBLIC)?.unwrap_or(false),

@@ -189,7 +189,7 @@ fn own_node(
     })?;
     Ok(NodeConfig {
         registry_key: key.last().copied(),
-        beacon: settings.address(s::BEACON)?,
+        beacon: super::host::beacon(settings)?,
         state,
         ..host::bare_node(registry, identity, threads)
     })
