@@ -189,7 +189,7 @@ fn own_node(
     })?;
     Ok(NodeConfig {
         registry_key: key.last().copied(),
-        beacon: super::host::beacon(settings)?,
+        beacon: host::beacon(settings)?,
         state,
         ..host::bare_node(registry, identity, threads)
     })
