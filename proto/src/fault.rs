@@ -4,9 +4,10 @@
 //! drop under one [`DropReason`].
 //! Frames have their own law: frames parsed = frames acted on + sum of the frame reasons.
 
-/// Declares the enum, its names and the array of all its members together, so that a reason
-/// cannot be added without a counter and a label.
-macro_rules! reasons {
+/// Declares an enum, its labels and the array of all its members together, so that nothing can be
+/// counted without a name.
+#[macro_export]
+macro_rules! labelled_enum {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident => $label:literal,)* }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,7 +33,7 @@ macro_rules! reasons {
     };
 }
 
-reasons! {
+labelled_enum! {
     /// Why a datagram, or a frame inside one, was dropped.
     DropReason {
         // Room 2, datagram.

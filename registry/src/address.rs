@@ -2,25 +2,21 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use ramjet_proto::addr::Address;
 use ramjet_proto::ids::NodeId;
 
-/// `0:0000.HHHH.LLLL`: network 0, then the halves of the node id in upper-case hexadecimal.
+/// The text of a node's address on the backbone.
 pub fn address_text(node: NodeId) -> String {
-    format!("0:0000.{:04X}.{:04X}", node.0 >> 16, node.0 & 0xffff)
+    Address::backbone(node).to_string()
 }
 
-/// Reads [`address_text`] or a decimal node id.
+/// Reads an address on the backbone, or a decimal node id.
 pub fn parse_node(text: &str) -> Option<NodeId> {
     if let Ok(node) = text.parse() {
         return Some(NodeId(node));
     }
-    let mut halves = text.strip_prefix("0:0000.")?.split('.');
-    let mut half = || {
-        let digits = halves.next().filter(|digits| digits.len() == 4)?;
-        u32::from_str_radix(digits, 16).ok()
-    };
-    let node = half()? << 16 | half()?;
-    halves.next().is_none().then_some(NodeId(node))
+    let address: Address = text.parse().ok()?;
+    (address.network == 0).then_some(address.node)
 }
 
 /// The endpoint to tell others about: what the client sent, with its host replaced by the address

@@ -7,30 +7,9 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::collections::BTreeMap;
 
-/// Declares the enum, its labels and the array of all members together, so that nothing can be
-/// counted without a name.
-macro_rules! counters {
-    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident => $label:literal,)* }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        #[repr(u8)]
-        pub enum $name { $($(#[$vdoc])* $variant,)* }
+use ramjet_proto::labelled_enum;
 
-        impl $name {
-            /// Every member, in declaration order.
-            pub const ALL: &'static [$name] = &[$($name::$variant,)*];
-            /// How many members there are.
-            pub const COUNT: usize = Self::ALL.len();
-
-            /// The label used in metrics, logs and `--json`.
-            pub const fn label(self) -> &'static str {
-                match self { $($name::$variant => $label,)* }
-            }
-        }
-    };
-}
-
-counters! {
+labelled_enum! {
     /// What is counted.
     Count {
         // Connections.
