@@ -2,7 +2,7 @@
 //!
 //! | part | holds |
 //! |---|---|
-//! | [`args`], [`arg_groups`], [`settings`] | what was typed; what it means |
+//! | [`args`], [`arg_groups`], [`bench_args`], [`settings`] | what was typed; what it means |
 //! | [`exit`], [`output`] | exit codes and failures; data and talk |
 //! | [`host`], [`market`], [`access`] | what starts; the registry inside; whom to ask |
 //! | [`identity_file`], [`signals`], [`notify`] | key file, signals, systemd |
@@ -17,6 +17,7 @@ pub mod access;
 pub mod arg_groups;
 pub mod args;
 mod bench;
+pub mod bench_args;
 mod demo;
 mod doctor;
 pub mod engage;
