@@ -31,6 +31,9 @@ const JOB_POLL: Duration = Duration::from_micros(500);
 const COMMANDS_PER_TURN: usize = 64;
 /// Most trains of one turn, those that arrive in its middle included.
 const BATCH_MAX: usize = 4 * HARVEST_MAX;
+/// Datagrams opened before what they were answered with leaves, in the middle of a batch: while one
+/// end works on the next stretch, the other has this one.
+const STRETCH_DATAGRAMS: usize = 16;
 /// Send trains kept back for key exchanges when a burst fills the rest.
 const TRAINS_RESERVED: usize = 8;
 
@@ -109,10 +112,10 @@ impl<B: Io> Worker<B> {
 
     /// Rooms 2 to 8, over every datagram of the batch.
     fn walk(&mut self, now: Time) {
-        let mut place = 0;
+        let (mut place, mut stretch) = (0, 0);
         while place < self.batch.len() {
             let incoming = self.batch[place];
-            self.train(now, &incoming);
+            self.train(now, &incoming, &mut stretch);
             self.io.release(&mut self.receive, incoming.buffer);
             place += 1;
             if self.rooms.send.free() < TRAINS_RESERVED {
@@ -141,7 +144,7 @@ impl<B: Io> Worker<B> {
         self.late = late;
     }
 
-    fn train(&mut self, now: Time, incoming: &Incoming) {
+    fn train(&mut self, now: Time, incoming: &Incoming, stretch: &mut usize) {
         let counters = Arc::clone(&self.rooms.counters);
         let end = incoming.offset + incoming.len;
         let mut start = incoming.offset;
@@ -170,6 +173,14 @@ impl<B: Io> Worker<B> {
                         datagram,
                     );
                 }
+            }
+            *stretch += 1;
+            if *stretch == STRETCH_DATAGRAMS {
+                *stretch = 0;
+                self.rooms.pump(now);
+                self.flush(now);
+                // An error here shows again at the end of the turn.
+                let _ = self.io.enter(None);
             }
             start = stop;
             if start >= end {
