@@ -66,6 +66,9 @@ pub struct NodeConfig {
     pub pool_threads: usize,
     /// Most tunnels a worker holds.
     pub tunnels_max: usize,
+    /// Most frames in a datagram: [`u16::MAX`] for as many as fit; 1 for a datagram a task, which
+    /// costs throughput and is there to be measured.
+    pub frames_per_datagram_max: u16,
     /// Where the spool and the pinned registry key live; `None` keeps both in memory (throw-away).
     pub state: Option<PathBuf>,
     /// The local socket, if it serves one.

@@ -48,11 +48,16 @@ pub enum Kind {
     Ping = 19,
     /// Either: answers PING. 0. Empty.
     Pong = 20,
+    /// Either: fills a datagram of the length in `auxiliary`, to learn whether the path carries it.
+    /// Names no channel. Empty; padding follows.
+    Probe = 21,
+    /// Either: a PROBE of the length in `auxiliary` arrived whole. Names no channel. Empty.
+    ProbeAck = 22,
 }
 
 impl Kind {
     /// Every kind, in the order of their numbers.
-    pub const ALL: [Kind; 20] = [
+    pub const ALL: [Kind; 22] = [
         Kind::Open,
         Kind::Opened,
         Kind::Close,
@@ -73,6 +78,8 @@ impl Kind {
         Kind::PartAck,
         Kind::Ping,
         Kind::Pong,
+        Kind::Probe,
+        Kind::ProbeAck,
     ];
 
     /// The kind of this number.
@@ -221,7 +228,7 @@ mod tests {
             assert_eq!(Kind::from_wire(kind as u8), Some(kind));
         }
         assert_eq!(Kind::from_wire(0), None);
-        assert_eq!(Kind::from_wire(21), None);
+        assert_eq!(Kind::from_wire(23), None);
         assert_eq!(RefusalCode::from_wire(8), Some(RefusalCode::Cancelled));
         assert_eq!(RefusalCode::from_wire(9), None);
     }

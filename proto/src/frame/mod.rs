@@ -17,6 +17,7 @@
 
 pub mod duration16;
 pub mod kind;
+pub mod path;
 
 use zerocopy::byteorder::big_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};

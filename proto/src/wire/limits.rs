@@ -6,9 +6,15 @@
 //!  |<-- SEALED_HEADER_LEN 20 -->|                  |<- TRAIN_LEN_MAX 1330 ->|        |
 //! ```
 
-/// Longest UDP payload this node sends: below the 1,500-byte Ethernet MTU with room for an outer
-/// IPv6 header, a UDP header and one level of encapsulation.
+/// Longest UDP payload this node sends before it knows more of a path: below the 1,500-byte Ethernet
+/// MTU with room for an outer IPv6 header, a UDP header and one level of encapsulation.
 pub const DATAGRAM_LEN_MAX: usize = 1_400;
+/// The lengths that a path is tried for, in order (RFC 8899): the base, a 9,000-byte jumbo frame with
+/// the same room, and four to a segmented send on loopback. Above that length neither the cipher nor
+/// the kernel gets faster by the byte, and a datagram is the grain at which answers start to flow.
+pub const PATH_LENS: [usize; 3] = [DATAGRAM_LEN_MAX, 8_900, PATH_LEN_MAX];
+/// The longest of [`PATH_LENS`].
+pub const PATH_LEN_MAX: usize = 16_368;
 
 /// `PILS`, sender node, nonce.
 pub const SEALED_HEADER_LEN: usize = 4 + 4 + 12;
@@ -40,6 +46,7 @@ pub const SKILL_LEN_MAX: usize = 64;
 /// Longest datagram that is accepted from any peer: the largest UDP payload over IPv4.
 pub const RECEIVED_LEN_MAX: usize = 65_507;
 
+const _: () = assert!(4 * PATH_LEN_MAX <= RECEIVED_LEN_MAX);
 // A signed grant and a signed receipt must travel in one frame: no state is kept for a peer
 // before its grant has been seen whole.
 const _: () = assert!(crate::market::GRANT_LEN_MAX <= FRAME_PAYLOAD_MAX);

@@ -197,6 +197,7 @@ pub fn bare_node(registry: SocketAddr, identity: Identity, threads: Threads) -> 
         idle: threads.idle,
         pool_threads: 1,
         tunnels_max: 1_024,
+        frames_per_datagram_max: u16::MAX,
         state: None,
         socket: None,
     }

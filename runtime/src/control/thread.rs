@@ -100,6 +100,11 @@ fn check(config: &NodeConfig) -> Result<(), String> {
     range("engagements_max", config.engagements_max as u64, 1 << 20)?;
     range("unsigned_max", config.unsigned_max, u64::MAX)?;
     range("tunnels_max", config.tunnels_max as u64, 1 << 24)?;
+    range(
+        "frames_per_datagram_max",
+        u64::from(config.frames_per_datagram_max),
+        u64::from(u16::MAX),
+    )?;
     for (index, skill) in config.skills.iter().enumerate() {
         if !is_skill_name(&skill.name) {
             return Err(format!(
@@ -363,6 +368,7 @@ impl Shell {
                 skills: Arc::clone(&skills),
                 beacon: self.config.beacon,
                 tunnels_max: self.config.tunnels_max,
+                frames_per_datagram_max: self.config.frames_per_datagram_max,
             });
         if uses_pool(&self.config.skills) {
             let pool = Pool::start(self.config.pool_threads, self.config.workers)

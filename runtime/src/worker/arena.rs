@@ -18,7 +18,9 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 
-use ramjet_proto::wire::limits::DATAGRAM_LEN_MAX;
+use ramjet_proto::wire::limits::{
+    FRAME_HEADER_LEN, FRAME_PAYLOAD_MAX, PATH_LEN_MAX, RECEIVED_LEN_MAX,
+};
 
 /// Receive buffers: as many as a burst of 128 trains. A power of two, for the provided-buffer ring.
 pub const RECEIVE_BUFFERS: u16 = 128;
@@ -32,14 +34,16 @@ pub const RECEIVE_STRIDE: usize = RECEIVE_HEAD + RECEIVE_PAYLOAD_MAX;
 
 /// Send trains: one a tunnel a turn, more for a tunnel with much to say.
 pub const SEND_TRAINS: u16 = 64;
-/// Datagrams in a train: the most whose bytes stay below the 64 KiB that GSO takes.
-pub const TRAIN_DATAGRAMS_MAX: usize = 46;
+/// Datagrams in a train: what every kernel with GSO takes (UDP_MAX_SEGMENTS, 64 before 6.7).
+pub const TRAIN_DATAGRAMS_MAX: usize = 64;
+/// Bytes in a train: what a UDP header can say, segmented or not.
+pub const SEND_LEN_MAX: usize = RECEIVED_LEN_MAX;
 /// Stride of the send arena: a full train, and behind it space for one more frame, so that a frame
 /// can be written before it is known to fit.
 pub const TRAIN_STRIDE: usize = 68 << 10;
 
-const _: () = assert!(TRAIN_DATAGRAMS_MAX * DATAGRAM_LEN_MAX <= 65_507);
-const _: () = assert!(TRAIN_STRIDE >= (TRAIN_DATAGRAMS_MAX + 1) * DATAGRAM_LEN_MAX);
+const _: () = assert!(TRAIN_STRIDE >= SEND_LEN_MAX + FRAME_HEADER_LEN + FRAME_PAYLOAD_MAX);
+const _: () = assert!(PATH_LEN_MAX <= SEND_LEN_MAX);
 const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two());
 
 /// Bytes that one worker's arenas take.

@@ -58,6 +58,8 @@ counters! {
     SystemCalls => "system_calls",
     /// Turns of the loop that found work.
     Turns => "turns",
+    /// Datagrams that asked how long a datagram a path carries.
+    PathProbes => "path_probes",
     /// Times the worker slept.
     Parks => "parks",
     /// Times the kernel found no receive buffer.

@@ -11,6 +11,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use ramjet_proto::wire::limits::DATAGRAM_LEN_MAX;
+
 use super::arena::{ReceiveArena, SendArena};
 
 /// Most trains that one harvest hands over, so that a turn stays bounded.
@@ -44,6 +46,8 @@ pub struct Outgoing {
     pub segment: usize,
     /// To whom.
     pub target: SocketAddr,
+    /// One datagram that asks whether the path carries its length: its refusal is an answer.
+    pub probe: bool,
 }
 
 /// What happened since the last look, beside arrivals.
@@ -51,10 +55,22 @@ pub struct Outgoing {
 pub struct Events {
     /// Trains that the kernel refused to send.
     pub send_failures: u32,
+    /// Of those, the ones with datagrams longer than the base: a path carries less than was thought.
+    pub too_long: u32,
     /// Times that the kernel found no receive buffer.
     pub out_of_buffers: u32,
     /// System calls made.
     pub system_calls: u32,
+}
+
+impl Events {
+    /// The kernel refused to send datagrams of this length. A probe's refusal is no failure.
+    pub fn refused(&mut self, segment: usize, probe: bool) {
+        if !probe {
+            self.send_failures += 1;
+            self.too_long += u32::from(segment > DATAGRAM_LEN_MAX);
+        }
+    }
 }
 
 /// Moves datagrams.

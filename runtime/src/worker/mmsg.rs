@@ -113,7 +113,7 @@ impl Io for Mmsg {
             .try_send(UdpSockRef::from(&self.socket), &transmit)
             .is_err()
         {
-            self.events.send_failures += 1;
+            self.events.refused(outgoing.segment, outgoing.probe);
         }
         send.free_train(outgoing.train);
     }

@@ -61,7 +61,7 @@ use self::channels::Channels;
 use self::counters::Counters;
 use self::io::Io;
 use self::mailbox::Inbox;
-use self::outbox::Outbox;
+use self::outbox::{Outbox, Packing};
 use self::pool::{JOBS_PER_WORKER, PoolJob};
 use self::rooms::{Reporter, Rooms};
 use self::turn::Worker;
@@ -114,6 +114,8 @@ pub struct WorkerPlan {
     pub beacon: Option<SocketAddr>,
     /// Most tunnels.
     pub tunnels_max: usize,
+    /// Most frames in a datagram: [`u16::MAX`] for as many as fit, 1 for a datagram a task.
+    pub frames_per_datagram_max: u16,
 }
 
 /// Key exchanges taken from one source address in a second. Many nodes share an address behind NAT
@@ -236,9 +238,13 @@ fn run(
         pooled: 0,
         active: Vec::new(),
         scratch: vec![0; FRAME_PAYLOAD_MAX].into_boxed_slice(),
-        datagrams_max: 1,
+        packing: Packing {
+            datagrams_max: 1,
+            frames_max: plan.frames_per_datagram_max,
+        },
         draining: None,
         timers_due: Time::NEVER,
+        at: clock::now(),
     };
     let tunnels = Tunnels::new(TunnelConfig {
         node: plan.node,
@@ -305,20 +311,20 @@ fn pin(core: usize) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The clock that every worker of this process reads: nanoseconds since the process started.
+/// The clock that every worker of this process reads: nanoseconds of the host's monotonic clock.
 pub mod clock {
-    use std::sync::OnceLock;
-    use std::time::{Instant, SystemTime, UNIX_EPOCH};
+    use std::time::{SystemTime, UNIX_EPOCH};
 
     use ramjet_proto::time::Time;
+    use rustix::time::{ClockId, clock_gettime};
 
-    static ORIGIN: OnceLock<Instant> = OnceLock::new();
-
-    /// Now, on the monotonic clock.
+    /// Now, on the monotonic clock: read once a task, so without the arithmetic of
+    /// [`std::time::Instant`] that would double its cost.
+    #[inline]
     pub fn now() -> Time {
-        let origin = *ORIGIN.get_or_init(Instant::now);
-        // 584 years fit.
-        Time::from_nanos(u64::try_from(origin.elapsed().as_nanos()).unwrap_or(u64::MAX))
+        let read = clock_gettime(ClockId::Monotonic);
+        // The monotonic clock counts up from boot, and 584 years fit.
+        Time::from_nanos(read.tv_sec.unsigned_abs() * 1_000_000_000 + read.tv_nsec.unsigned_abs())
     }
 
     /// Milliseconds since the Unix epoch, on the wall clock: for grants and the market only.

@@ -1,47 +1,94 @@
 //! Rooms 7 to 9: frames become packed datagrams, and datagrams become sealed trains.
 //!
 //! ```text
-//!  train:  | datagram 0, 1,400 bytes | datagram 1, 1,400 bytes | … | last, as long as it is |
+//!  train:  | datagram 0 | datagram 1, as long as 0 | … | last, as long as it is |
 //!  datagram:  sealed header 20 | packet header 34 | magic 4 | frames … | zero padding | tag 16
 //! ```
 //!
 //! All that one tunnel has to say in a turn goes into one train, each datagram filled before the
-//! next is begun and sealed once at the end. Every datagram but the last is padded to the same
-//! length, because that is what GSO takes. A frame is written where the last one ended, before it is
-//! known whether it fits; if it does not, it is moved to the head of the next datagram.
+//! next is begun and sealed once at the end. GSO takes datagrams of one length, so the first that is
+//! complete sets the length of its train: full datagrams of equal frames carry no padding. How long a
+//! datagram may be is the path's to say ([`PathSearch`]).
+//!
+//! A frame's length is known only when it is written. It goes where the last frame's length would
+//! fit, in this datagram or the next, and is moved in the rare case that the guess was wrong.
 
 use ramjet_proto::engagement::FrameSink;
 use ramjet_proto::fault::DropReason;
+use ramjet_proto::frame::kind::Kind;
+use ramjet_proto::frame::path::PathSearch;
 use ramjet_proto::frame::{Head, TASK_PORT, TRAIN_MAGIC};
+use ramjet_proto::ids::ChannelId;
 use ramjet_proto::time::Time;
 use ramjet_proto::tunnel::{OutgoingPacket, TunnelHandle, Tunnels};
 use ramjet_proto::wire::header::Protocol;
 use ramjet_proto::wire::limits::{
-    DATAGRAM_LEN_MAX, FRAME_HEADER_LEN, FRAME_PAYLOAD_MAX, PACKET_HEADER_LEN, SEALED_HEADER_LEN,
-    TRAIN_HEADER_LEN, TRAIN_LEN_MAX,
+    FRAME_HEADER_LEN, FRAME_PAYLOAD_MAX, PACKET_HEADER_LEN, SEAL_OVERHEAD, SEALED_HEADER_LEN,
+    TRAIN_HEADER_LEN,
 };
 
-use super::arena::{SEND_TRAINS, SendArena};
+use super::arena::{SEND_LEN_MAX, SEND_TRAINS, SendArena};
 use super::counters::{Counter, Counters};
 use super::io::{Io, Outgoing};
 
 /// Where the packet payload starts in a datagram.
 const PAYLOAD_START: usize = SEALED_HEADER_LEN + PACKET_HEADER_LEN;
 
+/// What bounds the packing, beside the path.
+#[derive(Clone, Copy, Debug)]
+pub struct Packing {
+    /// Datagrams in a train: 1 where segmentation is not to be had.
+    pub datagrams_max: usize,
+    /// Frames in a datagram: 1 for a datagram a task, which spares the first of a burst the rest of
+    /// it on the wire and costs throughput.
+    pub frames_max: u16,
+}
+
 /// A train being filled.
 #[derive(Clone, Copy, Debug)]
 struct Filling {
     tunnel: TunnelHandle,
     train: u16,
+    /// Length of every datagram of the train but the last: the path's, until one is complete.
+    segment: usize,
     /// Complete datagrams before the current one.
     complete: usize,
     /// Bytes of packet payload in the current one, its magic included.
     fill: usize,
+    /// Frames in the current one.
+    frames: u16,
+    /// Length of the last frame.
+    last: usize,
+    /// Where the reserved frame is being written.
+    reserved: usize,
+    /// Fills its datagram to learn about the path.
+    probe: bool,
 }
 
 impl Filling {
+    /// Bytes of packet payload that a datagram of this train holds.
+    fn capacity(&self) -> usize {
+        self.segment - SEAL_OVERHEAD
+    }
+
+    /// Where the current datagram's next frame begins.
     fn position(&self) -> usize {
-        self.complete * DATAGRAM_LEN_MAX + PAYLOAD_START + self.fill
+        self.complete * self.segment + PAYLOAD_START + self.fill
+    }
+
+    fn next_position(&self) -> usize {
+        (self.complete + 1) * self.segment + PAYLOAD_START + TRAIN_HEADER_LEN
+    }
+
+    /// Whether the current datagram takes a frame of this length.
+    fn takes(&self, frame_len: usize, packing: &Packing) -> bool {
+        self.frames < packing.frames_max && self.fill + frame_len <= self.capacity()
+    }
+
+    /// Whether the train takes another datagram.
+    fn has_next(&self, packing: &Packing) -> bool {
+        self.complete + 2 <= packing.datagrams_max
+            && (self.complete + 2) * self.segment <= SEND_LEN_MAX
     }
 }
 
@@ -49,6 +96,8 @@ impl Filling {
 pub struct Outbox {
     /// By tunnel index: place in `trains` of the train that is open for it, plus one.
     open: Box<[u16]>,
+    /// By tunnel index: what its path carries.
+    paths: Box<[PathSearch]>,
     /// Trains of this turn, in the order in which they were begun.
     trains: Vec<Filling>,
 }
@@ -58,6 +107,7 @@ impl Outbox {
     pub fn new(tunnels_max: usize) -> Self {
         Outbox {
             open: vec![0; tunnels_max].into_boxed_slice(),
+            paths: vec![PathSearch::default(); tunnels_max].into_boxed_slice(),
             trains: Vec::with_capacity(usize::from(SEND_TRAINS)),
         }
     }
@@ -67,31 +117,61 @@ impl Outbox {
         self.trains.is_empty()
     }
 
+    /// What is known of a tunnel's path.
+    pub fn path(&mut self, tunnel: TunnelHandle) -> &mut PathSearch {
+        &mut self.paths[tunnel.index()]
+    }
+
+    /// The kernel refused a datagram that some path was thought to carry: all begin again.
+    pub fn forget_paths(&mut self, now: Time) {
+        for path in &mut self.paths {
+            if path.due() != Time::NEVER {
+                *path = PathSearch::default();
+                path.begin(now);
+            }
+        }
+    }
+
     /// A place to put frames for one tunnel.
     pub fn sink<'a>(
         &'a mut self,
         send: &'a mut SendArena,
         tunnel: TunnelHandle,
-        datagrams_max: usize,
+        packing: Packing,
     ) -> TunnelSink<'a> {
         TunnelSink {
             outbox: self,
             send,
             tunnel,
-            datagrams_max,
+            packing,
         }
+    }
+
+    /// A datagram of exactly this length; whether a train was free for it.
+    pub fn probe(&mut self, send: &mut SendArena, tunnel: TunnelHandle, length: usize) -> bool {
+        let Some(train) = send.take() else {
+            return false;
+        };
+        let payload_len = length - SEAL_OVERHEAD;
+        let payload = &mut send.train(train)[PAYLOAD_START..][..payload_len];
+        payload.fill(0);
+        payload[..TRAIN_HEADER_LEN].copy_from_slice(&TRAIN_MAGIC);
+        let auxiliary = u32::try_from(length).expect("at most PATH_LEN_MAX");
+        Head::channel(Kind::Probe, ChannelId(0), auxiliary)
+            .write(&mut payload[TRAIN_HEADER_LEN..], 0);
+        self.trains.push(Filling {
+            fill: payload_len,
+            probe: true,
+            ..begun(tunnel, train, length)
+        });
+        true
     }
 
     fn begin(&mut self, send: &mut SendArena, tunnel: TunnelHandle) -> Option<usize> {
         let train = send.take()?;
-        let filling = Filling {
-            tunnel,
-            train,
-            complete: 0,
-            fill: TRAIN_HEADER_LEN,
-        };
         send.train(train)[PAYLOAD_START..][..TRAIN_HEADER_LEN].copy_from_slice(&TRAIN_MAGIC);
-        self.trains.push(filling);
+        let length = self.paths[tunnel.index()].len();
+        self.trains.push(begun(tunnel, train, length));
         let place = self.trains.len();
         self.open[tunnel.index()] = u16::try_from(place).expect("at most SEND_TRAINS");
         Some(place - 1)
@@ -131,6 +211,20 @@ impl Outbox {
     }
 }
 
+fn begun(tunnel: TunnelHandle, train: u16, segment: usize) -> Filling {
+    Filling {
+        tunnel,
+        train,
+        segment,
+        complete: 0,
+        fill: TRAIN_HEADER_LEN,
+        frames: 0,
+        last: 0,
+        reserved: 0,
+        probe: false,
+    }
+}
+
 /// Room 9: each datagram of a train, once.
 fn seal(
     now: Time,
@@ -154,25 +248,25 @@ fn seal(
     let mut len = 0;
     for index in 0..=filling.complete {
         let payload_len = if index < filling.complete {
-            TRAIN_LEN_MAX
+            filling.capacity()
         } else {
             filling.fill
         };
-        let datagram = &mut bytes[index * DATAGRAM_LEN_MAX..][..DATAGRAM_LEN_MAX];
+        let datagram = &mut bytes[index * filling.segment..][..filling.segment];
         len += tunnels
             .seal(filling.tunnel, now, &packet, datagram, payload_len)
             .map_err(|_| DropReason::NoSession)?;
     }
-    let segment = if filling.complete == 0 {
-        len
-    } else {
-        DATAGRAM_LEN_MAX
-    };
     Ok(Outgoing {
         train: filling.train,
         len,
-        segment,
+        segment: if filling.complete == 0 {
+            len
+        } else {
+            filling.segment
+        },
         target,
+        probe: filling.probe,
     })
 }
 
@@ -181,26 +275,47 @@ pub struct TunnelSink<'a> {
     outbox: &'a mut Outbox,
     send: &'a mut SendArena,
     tunnel: TunnelHandle,
-    datagrams_max: usize,
+    packing: Packing,
 }
 
 impl TunnelSink<'_> {
-    /// Ends the current datagram: pads it, and begins the next, in a new train if this one is full.
-    /// Returns where the train is, or `None` if no train is free.
-    fn next_datagram(&mut self, place: usize) -> Option<usize> {
-        let filling = self.outbox.trains[place];
-        if filling.complete + 1 == self.datagrams_max {
-            return self.outbox.begin(self.send, self.tunnel);
-        }
-        let bytes = self.send.train(filling.train);
-        let start = filling.complete * DATAGRAM_LEN_MAX + PAYLOAD_START;
-        bytes[filling.position()..start + TRAIN_LEN_MAX].fill(0);
-        let next = (filling.complete + 1) * DATAGRAM_LEN_MAX + PAYLOAD_START;
-        bytes[next..][..TRAIN_HEADER_LEN].copy_from_slice(&TRAIN_MAGIC);
+    /// Ends the current datagram for a frame of `frame_len` bytes, which lies where it was reserved,
+    /// and moves that to the head of the next.
+    fn close_datagram(&mut self, place: usize, frame_len: usize) {
         let filling = &mut self.outbox.trains[place];
+        let from = filling.reserved;
+        if filling.complete == 0 && TRAIN_HEADER_LEN + frame_len <= filling.fill {
+            // Equal frames pack equally: no padding from here on.
+            filling.segment = filling.fill + SEAL_OVERHEAD;
+        }
+        let pad = filling.position()
+            ..filling.complete * filling.segment + PAYLOAD_START + filling.capacity();
+        let to = filling.next_position();
         filling.complete += 1;
+        filling.frames = 0;
         filling.fill = TRAIN_HEADER_LEN;
-        Some(place)
+        let bytes = self.send.train(filling.train);
+        if from != to {
+            bytes.copy_within(from..from + frame_len, to);
+        }
+        // Padding comes after the move: the frame may lie where it goes.
+        bytes[pad].fill(0);
+        bytes[to - TRAIN_HEADER_LEN..to].copy_from_slice(&TRAIN_MAGIC);
+    }
+
+    /// Takes the frame that was reserved to a new train.
+    fn change_trains(&mut self, place: usize, frame_len: usize) -> usize {
+        let old = self.outbox.trains[place];
+        let mut frame = [0; FRAME_HEADER_LEN + FRAME_PAYLOAD_MAX];
+        let frame = &mut frame[..frame_len];
+        frame.copy_from_slice(&self.send.train(old.train)[old.reserved..][..frame_len]);
+        let place = self
+            .outbox
+            .begin(self.send, self.tunnel)
+            .expect("reserve saw a free train");
+        let filling = self.outbox.trains[place];
+        self.send.train(filling.train)[filling.position()..][..frame_len].copy_from_slice(frame);
+        place
     }
 }
 
@@ -214,35 +329,52 @@ impl FrameSink for TunnelSink<'_> {
             Some(place) => place,
             None => self.outbox.begin(self.send, self.tunnel)?,
         };
-        let filling = self.outbox.trains[place];
-        let fits = filling.fill + FRAME_HEADER_LEN + payload_max <= TRAIN_LEN_MAX;
-        if !fits && filling.complete + 1 == self.datagrams_max && self.send.free() == 0 {
+        let filling = &mut self.outbox.trains[place];
+        let frame_max = FRAME_HEADER_LEN + payload_max;
+        let fits = filling.takes(frame_max, &self.packing);
+        let has_next = filling.has_next(&self.packing) && fits_next(filling, frame_max);
+        if !fits && !has_next && self.send.free() == 0 {
             // A commit must always find its place.
             return None;
         }
-        let start = filling.position() + FRAME_HEADER_LEN;
+        let here = fits || !has_next || filling.takes(filling.last, &self.packing);
+        filling.reserved = if here {
+            filling.position()
+        } else {
+            filling.next_position()
+        };
+        let start = filling.reserved + FRAME_HEADER_LEN;
         Some(&mut self.send.train(filling.train)[start..][..payload_max])
     }
 
     fn commit(&mut self, head: Head, payload_len: usize) {
-        let place = self
+        let mut place = self
             .outbox
             .current(self.tunnel)
             .expect("a reservation came before");
         let filling = self.outbox.trains[place];
         let frame_len = FRAME_HEADER_LEN + payload_len;
-        let from = filling.position();
-        head.write(&mut self.send.train(filling.train)[from..], payload_len);
-        if filling.fill + frame_len <= TRAIN_LEN_MAX {
-            self.outbox.trains[place].fill += frame_len;
-            return;
+        let from = filling.reserved;
+        let bytes = self.send.train(filling.train);
+        head.write(&mut bytes[from..], payload_len);
+        if filling.takes(frame_len, &self.packing) {
+            let to = filling.position();
+            if from != to {
+                bytes.copy_within(from..from + frame_len, to);
+            }
+        } else if filling.has_next(&self.packing) && fits_next(&filling, frame_len) {
+            self.close_datagram(place, frame_len);
+        } else {
+            place = self.change_trains(place, frame_len);
         }
-        let mut frame = [0; FRAME_HEADER_LEN + FRAME_PAYLOAD_MAX];
-        frame[..frame_len].copy_from_slice(&self.send.train(filling.train)[from..][..frame_len]);
-        let place = self.next_datagram(place).expect("reserve saw a free train");
-        let filling = self.outbox.trains[place];
-        let to = filling.position();
-        self.send.train(filling.train)[to..][..frame_len].copy_from_slice(&frame[..frame_len]);
-        self.outbox.trains[place].fill += frame_len;
+        let filling = &mut self.outbox.trains[place];
+        filling.fill += frame_len;
+        filling.frames += 1;
+        filling.last = frame_len;
     }
+}
+
+/// Whether a datagram of this train holds such a frame: the first may have set a short length.
+fn fits_next(filling: &Filling, frame_len: usize) -> bool {
+    TRAIN_HEADER_LEN + frame_len <= filling.capacity()
 }

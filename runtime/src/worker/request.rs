@@ -98,7 +98,7 @@ impl Rooms {
             | Kind::Refused
             | Kind::Working
             | Kind::Progress
-            | Kind::PartAck => self.answer(now, place, frame),
+            | Kind::PartAck => self.answer(place, frame),
             Kind::Opened => self.opened(now, place, frame),
             Kind::Countersigned => self.countersigned(place, frame),
             _ => Err(DropReason::UnknownFrame),
@@ -131,7 +131,8 @@ impl Rooms {
             now,
         ));
         channel.report_due = now + REPORT_EVERY;
-        self.timers_due = self.timers_due.min(channel.report_due);
+        self.outbox.path(channel.tunnel).begin(now);
+        self.timers_due = self.timers_due.min(now);
         let report = Report::Opened {
             engagement: channel.engagement,
             credits,
@@ -141,7 +142,7 @@ impl Rooms {
         Ok(())
     }
 
-    fn answer(&mut self, now: Time, place: u32, frame: &Frame<'_>) -> Result<(), DropReason> {
+    fn answer(&mut self, place: u32, frame: &Frame<'_>) -> Result<(), DropReason> {
         let channel = self
             .channels
             .at_mut(place)
@@ -156,9 +157,9 @@ impl Rooms {
             &mut self.outbox,
             &mut self.send,
             channel.tunnel,
-            self.datagrams_max,
+            self.packing,
         );
-        let progressed = slots.answer(now, frame, &mut sink, job.as_mut())?;
+        let progressed = slots.answer(self.at, frame, &mut sink, job.as_mut())?;
         self.timers_due = self.timers_due.min(slots.next_timeout());
         if let Progressed::Answered(round_trip_ns) = progressed {
             self.counters.add(Counter::AnswersReceived, 1);
@@ -240,7 +241,7 @@ impl Rooms {
             &mut self.outbox,
             &mut self.send,
             channel.tunnel,
-            self.datagrams_max,
+            self.packing,
         )
         .send(head, bytes);
     }
@@ -265,7 +266,7 @@ impl Rooms {
                 &mut self.outbox,
                 &mut self.send,
                 channel.tunnel,
-                self.datagrams_max,
+                self.packing,
             );
             let end = match &mut channel.end {
                 End::Request(end) => end,

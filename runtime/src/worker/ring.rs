@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use io_uring::types::{Fixed, RecvMsgOut, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
+use ramjet_proto::wire::limits::DATAGRAM_LEN_MAX;
 use socket2::SockAddr;
 
 use super::arena::{DescriptorRing, RECEIVE_BUFFERS, ReceiveArena, SEND_TRAINS, SendArena};
@@ -53,6 +54,9 @@ struct SendHeader {
     name: SockAddr,
     /// `cmsghdr` and a `u16` segment length, aligned as the kernel wants it.
     control: [u64; 3],
+    /// What is sent, for the case that the kernel refuses it.
+    segment: usize,
+    probe: bool,
 }
 
 /// The io_uring backend.
@@ -204,9 +208,11 @@ impl Ring {
     fn sent(&mut self, send: &mut SendArena, completion: &cqueue::Entry) {
         let train = u16::try_from(completion.user_data() & 0xFFFF).expect("masked");
         if completion.result() < 0 {
-            self.events.send_failures += 1;
+            let header = &self.send_headers[usize::from(train)];
+            self.events.refused(header.segment, header.probe);
             let refused = matches!(-completion.result(), libc::EIO | libc::EINVAL);
-            if refused && self.send_headers[usize::from(train)].message.msg_controllen != 0 {
+            let base = header.segment <= DATAGRAM_LEN_MAX;
+            if refused && base && header.message.msg_controllen != 0 {
                 // Some drivers and kernels refuse trains; the frames are repeated one by one.
                 self.segmentation = false;
             }
@@ -354,6 +360,8 @@ impl SendHeader {
             vector: unsafe { std::mem::zeroed() },
             name: SockAddr::from(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0)),
             control: [0; 3],
+            segment: 0,
+            probe: false,
         }
     }
 
@@ -362,6 +370,8 @@ impl SendHeader {
             iov_base: start.cast(),
             iov_len: outgoing.len,
         };
+        self.segment = outgoing.segment;
+        self.probe = outgoing.probe;
         self.name = SockAddr::from(outgoing.target);
         self.message.msg_name = self.name.as_ptr().cast_mut().cast();
         self.message.msg_namelen = self.name.len();
@@ -406,6 +416,28 @@ fn set_option<T>(socket: &UdpSocket, level: i32, name: i32, value: &T) -> io::Re
 /// What the kernel says.
 pub fn gather_trains(socket: &UdpSocket) -> io::Result<()> {
     set_option(socket, libc::SOL_UDP, libc::UDP_GRO, &1_i32)
+}
+
+/// Forbids fragmentation and the kernel's own memory of path MTUs (ip(7), IP_PMTUDISC_PROBE): what is
+/// too long for a path is lost, or refused, and so the path can be measured.
+///
+/// # Errors
+/// What the kernel says.
+pub fn forbid_fragments(socket: &UdpSocket) -> io::Result<()> {
+    match socket.local_addr()? {
+        SocketAddr::V4(_) => set_option(
+            socket,
+            libc::IPPROTO_IP,
+            libc::IP_MTU_DISCOVER,
+            &libc::IP_PMTUDISC_PROBE,
+        ),
+        SocketAddr::V6(_) => set_option(
+            socket,
+            libc::IPPROTO_IPV6,
+            libc::IPV6_MTU_DISCOVER,
+            &libc::IPV6_PMTUDISC_PROBE,
+        ),
+    }
 }
 
 /// Attaches the steering program to a SO_REUSEPORT group through any of its sockets: the socket is

@@ -11,6 +11,7 @@ use crossbeam::channel::Sender;
 use ramjet_proto::engagement::FrameSink;
 use ramjet_proto::fault::DropReason;
 use ramjet_proto::frame::kind::{CloseReason, FROM_WORKER, Kind};
+use ramjet_proto::frame::path::CONFIRM_EVERY;
 use ramjet_proto::frame::{Frame, Head, TASK_PORT, Train};
 use ramjet_proto::ids::{ChannelId, NodeId};
 use ramjet_proto::time::Time;
@@ -19,9 +20,10 @@ use ramjet_proto::wire::header::Protocol;
 
 use super::arena::SendArena;
 use super::channels::{Channels, End};
+use super::clock;
 use super::counters::{Counter, Counters};
 use super::mailbox::ReportSender;
-use super::outbox::{Outbox, TunnelSink};
+use super::outbox::{Outbox, Packing, TunnelSink};
 use super::pool::PoolJob;
 use crate::control::vocabulary::{Histograms, Report, Side};
 use crate::handler::Skill;
@@ -111,12 +113,15 @@ pub struct Rooms {
     pub active: Vec<u32>,
     /// Where a result is made when no send buffer is free: it is kept, and sent when asked again.
     pub scratch: Box<[u8]>,
-    /// Datagrams in a train.
-    pub datagrams_max: usize,
+    /// What bounds the packing of frames.
+    pub packing: Packing,
     /// Whether control said to drain, and has been told that nothing runs.
     pub draining: Option<bool>,
     /// When the timers of the channels are looked at next.
     pub timers_due: Time,
+    /// The clock as it was last read: once a packet, and when an inline task ends, which is when the
+    /// next of the packet starts.
+    pub at: Time,
 }
 
 /// A place for frames to one tunnel, from the fields it needs, so that the channel can be borrowed
@@ -125,13 +130,13 @@ pub fn sink<'a>(
     outbox: &'a mut Outbox,
     send: &'a mut SendArena,
     tunnel: TunnelHandle,
-    datagrams_max: usize,
+    packing: Packing,
 ) -> TunnelSink<'a> {
-    outbox.sink(send, tunnel, datagrams_max)
+    outbox.sink(send, tunnel, packing)
 }
 
 impl Rooms {
-    /// Room 4: the frames of one packet, in order.
+    /// Room 4: the frames of one packet, in order. `now` is when its batch arrived.
     pub fn packet(&mut self, now: Time, opened: &Opened<'_>) {
         let header = &opened.header;
         if header.protocol != Protocol::Datagram || header.destination.port != TASK_PORT {
@@ -146,6 +151,7 @@ impl Rooms {
             }
         };
         self.counters.add(Counter::DatagramsDelivered, 1);
+        self.at = clock::now();
         let mut frames = 0;
         for frame in train {
             frames += 1;
@@ -166,6 +172,23 @@ impl Rooms {
     ) -> Result<(), DropReason> {
         let side = match frame.kind {
             Kind::Open => return self.open(now, tunnel, peer, frame),
+            Kind::Probe => {
+                self.tell(
+                    tunnel,
+                    ChannelId(0),
+                    Kind::ProbeAck,
+                    Side::Requester,
+                    frame.auxiliary,
+                );
+                return Ok(());
+            }
+            Kind::ProbeAck => {
+                self.timers_due = self.timers_due.min(self.at);
+                return self
+                    .outbox
+                    .path(tunnel)
+                    .acknowledged(self.at, frame.auxiliary);
+            }
             Kind::Task
             | Kind::TaskPart
             | Kind::ProgressAck
@@ -240,7 +263,26 @@ impl Rooms {
             flags,
             ..Head::channel(kind, channel, auxiliary)
         };
-        sink(&mut self.outbox, &mut self.send, tunnel, self.datagrams_max).send(head, &[])
+        sink(&mut self.outbox, &mut self.send, tunnel, self.packing).send(head, &[])
+    }
+
+    /// Asks the path of a tunnel, when that is due; when to ask again. A channel that is silent asks
+    /// nothing.
+    pub fn search_path(&mut self, now: Time, tunnel: TunnelHandle, last_heard: Time) -> Time {
+        let path = self.outbox.path(tunnel);
+        if now < path.due() {
+            return path.due();
+        }
+        if now.since(last_heard) >= CONFIRM_EVERY {
+            return now + CONFIRM_EVERY;
+        }
+        let probe = path.next_probe(now);
+        let due = path.due();
+        if let Some(length) = probe {
+            self.counters.add(Counter::PathProbes, 1);
+            self.outbox.probe(&mut self.send, tunnel, length);
+        }
+        due
     }
 
     fn answer_ping(&mut self, place: u32) {

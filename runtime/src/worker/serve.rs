@@ -134,7 +134,8 @@ impl Rooms {
         channel.terms = terms;
         channel.last_heard = now;
         channel.report_due = now + REPORT_EVERY;
-        self.timers_due = self.timers_due.min(channel.report_due);
+        self.outbox.path(tunnel).begin(now);
+        self.timers_due = self.timers_due.min(now);
         self.tell_opened(place);
     }
 
@@ -164,7 +165,7 @@ impl Rooms {
             &mut self.outbox,
             &mut self.send,
             channel.tunnel,
-            self.datagrams_max,
+            self.packing,
         )
         .send(head, &unsigned_max);
     }
@@ -210,7 +211,7 @@ impl Rooms {
             &mut self.outbox,
             &mut self.send,
             channel.tunnel,
-            self.datagrams_max,
+            self.packing,
         );
         slots.progress_ack(frame, &mut sink)
     }
@@ -255,7 +256,7 @@ impl Rooms {
             &mut self.outbox,
             &mut self.send,
             channel.tunnel,
-            self.datagrams_max,
+            self.packing,
         );
         let Some(admitted) = slots.admit(now, frame, &mut sink)? else {
             return Ok(());
@@ -266,7 +267,7 @@ impl Rooms {
             self.run_long(place, admitted, Payload::InFrame(frame.payload));
             return Ok(());
         }
-        let started = clock::now();
+        let started = self.at;
         if started > admitted.deadline() {
             slots.refuse(admitted, RefusalCode::Late, 0, &mut sink);
             return Ok(());
@@ -277,7 +278,8 @@ impl Rooms {
             None => (&mut self.scratch[..result_len_max], false),
         };
         let outcome = run_guarded(handler.as_ref(), frame.payload, space);
-        let busy_ns = clock::now().nanos_since(started);
+        self.at = clock::now();
+        let busy_ns = self.at.nanos_since(started);
         let (answered, len) = split(outcome);
         let head = slots.answer(admitted, answered, busy_ns, started, &space[..len]);
         if reserved {
@@ -303,7 +305,7 @@ impl Rooms {
             &mut self.outbox,
             &mut self.send,
             channel.tunnel,
-            self.datagrams_max,
+            self.packing,
         );
         if let Some((admitted, payload)) = slots.admit_part(now, frame, &mut sink)? {
             self.run_long(place, admitted, Payload::Whole(payload));
@@ -322,7 +324,7 @@ impl Rooms {
             &mut self.outbox,
             &mut self.send,
             channel.tunnel,
-            self.datagrams_max,
+            self.packing,
         );
         let handler = &self.skills[channel.terms.skill].handler;
         let result_len_max = handler.result_len_max(payload.bytes().len());
@@ -357,7 +359,8 @@ impl Rooms {
         let arrived = admitted.arrived();
         let mut result = vec![0; result_len_max];
         let outcome = run_guarded(handler.as_ref(), payload.bytes(), &mut result);
-        let busy_ns = clock::now().nanos_since(started);
+        self.at = clock::now();
+        let busy_ns = self.at.nanos_since(started);
         let (answered, len) = split(outcome);
         result.truncate(len);
         slots.answer_long(admitted, answered, busy_ns, started, result, &mut sink);
@@ -378,7 +381,7 @@ impl Rooms {
             &mut self.outbox,
             &mut self.send,
             channel.tunnel,
-            self.datagrams_max,
+            self.packing,
         );
         slots.progress(piece.task, &piece.bytes, &mut sink);
     }
@@ -394,7 +397,7 @@ impl Rooms {
                 &mut self.outbox,
                 &mut self.send,
                 channel.tunnel,
-                self.datagrams_max,
+                self.packing,
             );
             let (arrived, started) = (admitted.arrived(), job.started);
             let Some(outcome) = job.outcome else {

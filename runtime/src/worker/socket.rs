@@ -68,6 +68,7 @@ pub fn bind_group(listen: SocketAddr, workers: usize) -> io::Result<Vec<UdpSocke
     for socket in &sockets {
         // Without it the rooms see single datagrams, and work.
         let _ = ring::gather_trains(socket);
+        ring::forbid_fragments(socket)?;
     }
     if count > 1 {
         ring::attach_steering(&sockets[0], count)?;

@@ -52,7 +52,7 @@ impl Rooms {
                 End::Serve(_) => self.serve_timers(now, place),
             };
             match due {
-                Due::Keep(due) => next = next.min(due),
+                Due::Keep(due) => next = next.min(due).min(self.path_timer(now, place)),
                 Due::End(reason) => self.end(place, reason),
             }
         }
@@ -61,6 +61,16 @@ impl Rooms {
         } else {
             next.max(now + GRAIN)
         };
+    }
+
+    fn path_timer(&mut self, now: Time, place: u32) -> Time {
+        match self.channels.at(place) {
+            Some(channel) => {
+                let (tunnel, last_heard) = (channel.tunnel, channel.last_heard);
+                self.search_path(now, tunnel, last_heard)
+            }
+            None => Time::NEVER,
+        }
     }
 
     fn serve_timers(&mut self, now: Time, place: u32) -> Due {
@@ -97,7 +107,7 @@ impl Rooms {
             &mut self.outbox,
             &mut self.send,
             channel.tunnel,
-            self.datagrams_max,
+            self.packing,
         );
         let mut next = Time::NEVER;
         if let (Some(slots), Some(job)) = (&mut end.slots, &end.job) {
@@ -158,7 +168,7 @@ impl Rooms {
                 &mut self.outbox,
                 &mut self.send,
                 channel.tunnel,
-                self.datagrams_max,
+                self.packing,
             );
             sink.send(head, &end.grant);
             end.handshake_due = now + REPEAT_AFTER * (1 << end.handshakes.min(3));
@@ -182,7 +192,7 @@ impl Rooms {
                 &mut self.outbox,
                 &mut self.send,
                 channel.tunnel,
-                self.datagrams_max,
+                self.packing,
             )
             .send(head, &[]);
             end.handshake_due = now + REPEAT_AFTER * (1 << end.handshakes);
@@ -215,7 +225,7 @@ impl Rooms {
                     flags: FROM_WORKER,
                     ..Head::channel(Kind::Close, number, reason as u32)
                 };
-                sink(&mut self.outbox, &mut self.send, tunnel, self.datagrams_max).send(head, &[]);
+                sink(&mut self.outbox, &mut self.send, tunnel, self.packing).send(head, &[]);
                 self.end(place, reason);
             }
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ramjet_proto::fault::DropReason;
+use ramjet_proto::frame::path::PathSearch;
 use ramjet_proto::ids::NodeId;
 use ramjet_proto::time::Time;
 use ramjet_proto::tunnel::{Received, TunnelEvent, Tunnels};
@@ -31,9 +32,9 @@ const JOB_POLL: Duration = Duration::from_micros(500);
 const COMMANDS_PER_TURN: usize = 64;
 /// Most trains of one turn, those that arrive in its middle included.
 const BATCH_MAX: usize = 4 * HARVEST_MAX;
-/// Datagrams opened before what they were answered with leaves, in the middle of a batch: while one
-/// end works on the next stretch, the other has this one.
-const STRETCH_DATAGRAMS: usize = 16;
+/// Bytes opened before what they were answered with leaves, in the middle of a batch: while one end
+/// works on the next stretch, the other has this one.
+const STRETCH_LEN: usize = 20 << 10;
 /// Send trains kept back for key exchanges when a burst fills the rest.
 const TRAINS_RESERVED: usize = 8;
 
@@ -75,6 +76,8 @@ impl<B: Io> Worker<B> {
             let mut worked = self.harvest();
             self.walk(now);
             worked |= self.read_mail(now);
+            // The walk may have taken long.
+            let now = now.max(self.rooms.at);
             worked |= self.rooms.pump(now);
             self.run_timers(now);
             worked |= self.flush(now);
@@ -95,7 +98,10 @@ impl<B: Io> Worker<B> {
             .io
             .harvest(&mut self.receive, &mut self.rooms.send, &mut self.batch);
         self.count(events);
-        self.rooms.datagrams_max = self.io.train_datagrams_max();
+        if events.too_long > 0 {
+            self.rooms.outbox.forget_paths(clock::now());
+        }
+        self.rooms.packing.datagrams_max = self.io.train_datagrams_max();
         !self.batch.is_empty()
     }
 
@@ -174,9 +180,10 @@ impl<B: Io> Worker<B> {
                     );
                 }
             }
-            *stretch += 1;
-            if *stretch == STRETCH_DATAGRAMS {
+            *stretch += stop - start;
+            if *stretch >= STRETCH_LEN {
                 *stretch = 0;
+                let now = clock::now();
                 self.rooms.pump(now);
                 self.flush(now);
                 // An error here shows again at the end of the turn.
@@ -324,7 +331,11 @@ impl<B: Io> Worker<B> {
                 let report = Report::PeerWanted { node };
                 self.rooms.reporter.report(&self.rooms.counters, report);
             }
-            TunnelEvent::Established { .. } => self.rooms.timers_due = now,
+            TunnelEvent::Established { tunnel, .. } => {
+                // The index may have had another tenant.
+                *self.rooms.outbox.path(tunnel) = PathSearch::default();
+                self.rooms.timers_due = now;
+            }
             TunnelEvent::Lost { peer } => self.rooms.peer_lost(peer),
         }
     }
@@ -355,6 +366,7 @@ impl<B: Io> Worker<B> {
                 len: transmit.len,
                 segment: transmit.len,
                 target: transmit.to,
+                probe: false,
             };
             self.io.submit(&mut rooms.send, outgoing);
         }

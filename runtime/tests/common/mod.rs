@@ -223,6 +223,7 @@ impl Bare {
                 skills: Arc::clone(&skills),
                 beacon: None,
                 tunnels_max: 64,
+                frames_per_datagram_max: u16::MAX,
             })
             .collect();
         let pool = (placement == Placement::Pool).then(|| Pool::start(2, workers).expect("a pool"));

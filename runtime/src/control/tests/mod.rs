@@ -143,6 +143,7 @@ fn config(toy: &Toy, seed: u8, works: bool) -> NodeConfig {
         idle: Idle::Adaptive,
         pool_threads: 0,
         tunnels_max: 64,
+        frames_per_datagram_max: u16::MAX,
         state: None,
         socket: None,
     }

@@ -1,0 +1,194 @@
+//! How long a datagram the path to a peer carries: datagram packetization-layer path MTU discovery
+//! (RFC 8899), over the few lengths of [`PATH_LENS`].
+//!
+//! | state | sends | on PROBE_ACK of that length | after [`PROBES_MAX`] unanswered |
+//! |---|---|---|---|
+//! | searching | a PROBE of the next length, every [`PROBE_EVERY`] | uses that length, searches on | holds what it has |
+//! | holding the base | nothing; searches again after [`SEARCH_AGAIN`] | | |
+//! | holding more | a PROBE of the length in use, every [`CONFIRM_EVERY`] | holds on | back to the base: the path has changed |
+//!
+//! Who drives it: for a tunnel to another ramjet node, [`PathSearch::next_probe`] whenever
+//! [`PathSearch::due`] has passed and the tunnel is in use, [`PathSearch::acknowledged`] for each
+//! PROBE_ACK. The caller sends with fragmentation forbidden, or the answer means nothing. Absent:
+//! ICMP, which an off-path attacker can forge.
+
+use core::time::Duration;
+
+use crate::fault::DropReason;
+use crate::time::Time;
+use crate::wire::limits::PATH_LENS;
+
+/// Between a probe and the next try, if no answer comes.
+pub const PROBE_EVERY: Duration = Duration::from_millis(200);
+/// Unanswered probes of one length before it is given up (RFC 8899, MAX_PROBES).
+pub const PROBES_MAX: u8 = 3;
+/// How often a length above the base is confirmed (RFC 8899 leaves it to the sender's traffic).
+pub const CONFIRM_EVERY: Duration = Duration::from_secs(5);
+/// When a search that ended is begun again (RFC 8899, PMTU_RAISE_TIMER).
+pub const SEARCH_AGAIN: Duration = Duration::from_secs(600);
+
+/// What is known of the path to one peer.
+#[derive(Clone, Copy, Debug)]
+pub struct PathSearch {
+    /// Place in [`PATH_LENS`] of the length in use.
+    held: u8,
+    /// Probes of the current length without an answer.
+    unanswered: u8,
+    /// Whether the last probe was of the next length, not of the one in use.
+    raising: bool,
+    due: Time,
+}
+
+impl Default for PathSearch {
+    fn default() -> Self {
+        PathSearch {
+            held: 0,
+            unanswered: 0,
+            raising: true,
+            due: Time::NEVER,
+        }
+    }
+}
+
+impl PathSearch {
+    /// Begins to search: the peer is known to understand PROBE.
+    pub fn begin(&mut self, now: Time) {
+        if self.due == Time::NEVER {
+            self.due = now;
+        }
+    }
+
+    /// Longest datagram that may be sent, in bytes of UDP payload.
+    pub fn len(&self) -> usize {
+        PATH_LENS[usize::from(self.held)]
+    }
+
+    /// Whether a datagram may hold nothing: never.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// When [`Self::next_probe`] has something to say; [`Time::NEVER`] before [`Self::begin`].
+    pub fn due(&self) -> Time {
+        self.due
+    }
+
+    /// The length of the probe to send now, if one is due. Unanswered probes have their effect here.
+    pub fn next_probe(&mut self, now: Time) -> Option<usize> {
+        if self.due == Time::NEVER || now < self.due {
+            return None;
+        }
+        if self.unanswered >= PROBES_MAX {
+            self.unanswered = 0;
+            if !self.raising {
+                // What was carried is carried no more: a route has changed.
+                self.held = 0;
+            }
+            self.raising = false;
+            self.due = now + self.pause();
+            return None;
+        }
+        // From the base there is nothing to confirm.
+        self.raising |= self.held == 0;
+        self.unanswered += 1;
+        self.due = now + PROBE_EVERY;
+        let place = usize::from(self.held) + usize::from(self.raising);
+        PATH_LENS.get(place).copied()
+    }
+
+    fn pause(&self) -> Duration {
+        if self.held == 0 {
+            SEARCH_AGAIN
+        } else {
+            CONFIRM_EVERY
+        }
+    }
+
+    /// A PROBE of this length arrived at the other end.
+    ///
+    /// # Errors
+    /// [`DropReason::Stale`] if no such probe is out.
+    pub fn acknowledged(&mut self, now: Time, length: u32) -> Result<(), DropReason> {
+        let place = usize::from(self.held) + usize::from(self.raising);
+        let expected = PATH_LENS
+            .get(place)
+            .is_some_and(|len| *len == length as usize);
+        if self.unanswered == 0 || !expected {
+            return Err(DropReason::Stale);
+        }
+        self.unanswered = 0;
+        if self.raising {
+            self.held += 1;
+            self.raising = usize::from(self.held) + 1 < PATH_LENS.len();
+        }
+        self.due = if self.raising {
+            now
+        } else {
+            now + self.pause()
+        };
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A path that carries up to `limit` bytes, walked for `time`; the probes sent.
+    fn walk(search: &mut PathSearch, from: Time, time: Duration, limit: usize) -> Vec<usize> {
+        let mut probes = Vec::new();
+        let mut now = from;
+        while now < from + time {
+            if let Some(length) = search.next_probe(now) {
+                probes.push(length);
+                if length <= limit {
+                    let length = u32::try_from(length).expect("short");
+                    search.acknowledged(now, length).expect("expected");
+                }
+            }
+            now = search.due().max(now + Duration::from_millis(1));
+        }
+        probes
+    }
+
+    #[test]
+    fn it_finds_what_the_path_carries() {
+        for (limit, found) in [(1_400, 0), (9_000, 1), (65_000, 2)] {
+            let mut search = PathSearch::default();
+            assert_eq!(search.next_probe(Time::NEVER), None, "not begun");
+            search.begin(Time::ZERO);
+            let probes = walk(&mut search, Time::ZERO, Duration::from_secs(3), limit);
+            assert_eq!(search.len(), PATH_LENS[found], "{probes:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_shrinks_sends_it_back_to_the_base() {
+        let mut search = PathSearch::default();
+        search.begin(Time::ZERO);
+        walk(&mut search, Time::ZERO, Duration::from_secs(1), 65_000);
+        assert_eq!(search.len(), PATH_LENS[2]);
+        let later = Time::ZERO + Duration::from_secs(1);
+        walk(&mut search, later, Duration::from_secs(7), 1_400);
+        assert_eq!(search.len(), PATH_LENS[0]);
+        let much_later = later + SEARCH_AGAIN + Duration::from_secs(10);
+        walk(&mut search, much_later, Duration::from_secs(3), 9_000);
+        assert_eq!(search.len(), PATH_LENS[1]);
+    }
+
+    #[test]
+    fn an_answer_to_no_probe_changes_nothing() {
+        let mut search = PathSearch::default();
+        assert_eq!(
+            search.acknowledged(Time::ZERO, 8_900),
+            Err(DropReason::Stale)
+        );
+        search.begin(Time::ZERO);
+        assert_eq!(search.next_probe(Time::ZERO), Some(PATH_LENS[1]));
+        assert_eq!(
+            search.acknowledged(Time::ZERO, 16_368),
+            Err(DropReason::Stale)
+        );
+        assert_eq!(search.len(), PATH_LENS[0]);
+    }
+}
