@@ -244,6 +244,8 @@ fn run(
         },
         draining: None,
         timers_due: Time::NEVER,
+        outstanding: 0,
+        frame_len: 0,
         at: clock::now(),
     };
     let tunnels = Tunnels::new(TunnelConfig {

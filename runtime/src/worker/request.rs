@@ -257,6 +257,7 @@ impl Rooms {
     /// tasks and results. Returns whether any was sent.
     pub(super) fn pump(&mut self, now: Time) -> bool {
         let mut sent = 0;
+        self.outstanding = 0;
         let mut active = std::mem::take(&mut self.active);
         active.retain(|place| {
             let Some(channel) = self.channels.at_mut(*place) else {
@@ -283,6 +284,7 @@ impl Rooms {
                 return false;
             };
             sent += slots.pump(now, &mut sink, job.as_mut(), PUMP_MAX);
+            self.outstanding += slots.outstanding() as usize;
             self.timers_due = self.timers_due.min(slots.next_timeout());
             if !slots.is_done() {
                 return true;

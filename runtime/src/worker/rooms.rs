@@ -119,6 +119,10 @@ pub struct Rooms {
     pub draining: Option<bool>,
     /// When the timers of the channels are looked at next.
     pub timers_due: Time,
+    /// Tasks of ours that are out, as of the last pump.
+    pub outstanding: usize,
+    /// Bytes of the last packet's payload for each of its frames.
+    pub frame_len: usize,
     /// The clock as it was last read: once a packet, and when an inline task ends, which is when the
     /// next of the packet starts.
     pub at: Time,
@@ -143,6 +147,7 @@ impl Rooms {
             self.counters.drop_datagram(DropReason::UnservedPort);
             return;
         }
+        let payload_len = opened.payload.len();
         let train = match Train::open(opened.payload) {
             Ok(train) => train,
             Err(reason) => {
@@ -160,7 +165,10 @@ impl Rooms {
                 self.counters.drop_frame(reason);
             }
         }
-        self.counters.add(Counter::FramesReceived, frames);
+        if let Some(mean) = payload_len.checked_div(frames) {
+            self.frame_len = mean;
+        }
+        self.counters.add(Counter::FramesReceived, frames as u64);
     }
 
     fn frame(

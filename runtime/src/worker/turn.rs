@@ -33,8 +33,10 @@ const COMMANDS_PER_TURN: usize = 64;
 /// Most trains of one turn, those that arrive in its middle included.
 const BATCH_MAX: usize = 4 * HARVEST_MAX;
 /// Bytes opened before what they were answered with leaves, in the middle of a batch: while one end
-/// works on the next stretch, the other has this one.
-const STRETCH_LEN: usize = 20 << 10;
+/// works on the next stretch, the other has this one. A quarter of what is on its way, within these
+/// bounds: a send costs some microseconds whatever its length, and a train is full at the upper one.
+const STRETCH_LEN_MIN: usize = 20 << 10;
+const STRETCH_LEN_MAX: usize = 60 << 10;
 /// Send trains kept back for key exchanges when a burst fills the rest.
 const TRAINS_RESERVED: usize = 8;
 
@@ -54,6 +56,12 @@ pub(super) struct Worker<B: Io> {
     pub(super) idle: Idle,
     pub(super) last_work: Time,
     pub(super) stop: bool,
+}
+
+/// How far the walk is in its stretch, in bytes.
+struct Stretch {
+    opened: usize,
+    len: usize,
 }
 
 /// The beacon's message 06: its type, the sender's node, then a tunnel frame.
@@ -118,7 +126,13 @@ impl<B: Io> Worker<B> {
 
     /// Rooms 2 to 8, over every datagram of the batch.
     fn walk(&mut self, now: Time) {
-        let (mut place, mut stretch) = (0, 0);
+        let mut place = 0;
+        let arrived: usize = self.batch.iter().map(|incoming| incoming.len).sum();
+        let mut stretch = Stretch {
+            opened: 0,
+            len: (self.rooms.on_the_way().max(arrived) / 4)
+                .clamp(STRETCH_LEN_MIN, STRETCH_LEN_MAX),
+        };
         while place < self.batch.len() {
             let incoming = self.batch[place];
             self.train(now, &incoming, &mut stretch);
@@ -150,7 +164,7 @@ impl<B: Io> Worker<B> {
         self.late = late;
     }
 
-    fn train(&mut self, now: Time, incoming: &Incoming, stretch: &mut usize) {
+    fn train(&mut self, now: Time, incoming: &Incoming, stretch: &mut Stretch) {
         let counters = Arc::clone(&self.rooms.counters);
         let end = incoming.offset + incoming.len;
         let mut start = incoming.offset;
@@ -180,9 +194,9 @@ impl<B: Io> Worker<B> {
                     );
                 }
             }
-            *stretch += stop - start;
-            if *stretch >= STRETCH_LEN {
-                *stretch = 0;
+            stretch.opened += stop - start;
+            if stretch.opened >= stretch.len {
+                stretch.opened = 0;
                 let now = clock::now();
                 self.rooms.pump(now);
                 self.flush(now);
@@ -488,6 +502,11 @@ impl<B: Io> Worker<B> {
 }
 
 impl Rooms {
+    /// About how many bytes of our own tasks are out, or of their answers.
+    fn on_the_way(&self) -> usize {
+        self.outstanding * self.frame_len
+    }
+
     /// A renewal: new limits on whichever side we are.
     fn extend(
         &mut self,
