@@ -14,6 +14,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::random::SplitMix;
+
 /// Fewest pairs a summary is made of.
 pub const PAIRS_MIN: usize = 5;
 
@@ -166,7 +168,7 @@ fn positive<Failure>(
 
 /// Percentile bootstrap of the median.
 fn bootstrap_interval(ratios: &[f64]) -> (f64, f64) {
-    let mut random = SplitMix(0x5EED_CAFE_F00D_D00D);
+    let mut random = SplitMix::new(0x5EED_CAFE_F00D_D00D);
     let mut sample = vec![0.0; ratios.len()];
     let mut medians: Vec<f64> = (0..RESAMPLES)
         .map(|_| {
@@ -188,24 +190,6 @@ fn bootstrap_interval(ratios: &[f64]) -> (f64, f64) {
 )]
 fn resamples_below(share: f64) -> usize {
     (RESAMPLES as f64 * share) as usize
-}
-
-/// The splitmix64 generator: small, and the same on every machine.
-struct SplitMix(u64);
-
-impl SplitMix {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        let scaled = u128::from(self.next()) * bound as u128;
-        usize::try_from(scaled >> 64).unwrap_or(0)
-    }
 }
 
 #[cfg(test)]
