@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::V2DeflateSerializer;
-use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
+use hdrhistogram::serialization::interval_log::{IntervalLogWriter, IntervalLogWriterBuilder, Tag};
 use serde::Serialize;
 
 /// Samples that must lie beyond a percentile for it to be told.
@@ -51,8 +51,9 @@ impl Latencies {
         let told = |share: f64| {
             let beyond = histogram.len() as f64 * (1.0 - share);
             // Half a sample of slack for the rounding of `1.0 - share`.
+            // A bucket's upper edge may lie beyond the longest sample.
             (beyond + 0.5 >= TAIL_SAMPLES_MIN as f64)
-                .then(|| micros(histogram.value_at_quantile(share)))
+                .then(|| micros(histogram.value_at_quantile(share).min(histogram.max())))
         };
         Some(Self {
             count: histogram.len(),
@@ -146,8 +147,9 @@ pub struct Interval {
     pub latency: Histogram<u64>,
 }
 
-/// Writes an interval log of HdrHistogram (`.hlog`, version 2, compressed), values in nanoseconds,
-/// the readable maximum of each line in milliseconds.
+/// Writes an interval log of HdrHistogram (`.hlog`, version 2, compressed), values in nanoseconds.
+/// `began` is the start of the run; without intervals it is the head of a log that
+/// [`append_interval`] goes on with.
 ///
 /// # Errors
 /// What `out` says.
@@ -162,18 +164,35 @@ pub fn write_interval_log<'interval>(
         .add_comment(comment)
         .with_start_time(began)
         .with_base_time(began)
-        .with_max_value_divisor(1e6)
         .begin_log_with(out, &mut serializer)?;
     for interval in intervals {
-        log.write_histogram(
-            &interval.latency,
-            interval.start,
-            interval.length,
-            None::<Tag<'_>>,
-        )
-        .map_err(|error| io::Error::other(format!("interval log: {error:?}")))?;
+        write_interval(&mut log, interval)?;
     }
     Ok(())
+}
+
+/// Adds a line to an interval log that [`write_interval_log`] began.
+///
+/// # Errors
+/// What `out` says.
+pub fn append_interval(out: &mut impl io::Write, interval: &Interval) -> io::Result<()> {
+    let mut serializer = V2DeflateSerializer::new();
+    // A writer without comments and times begins without a head.
+    let mut log = IntervalLogWriterBuilder::new().begin_log_with(out, &mut serializer)?;
+    write_interval(&mut log, interval)
+}
+
+fn write_interval<Out: io::Write>(
+    log: &mut IntervalLogWriter<'_, '_, Out, V2DeflateSerializer>,
+    interval: &Interval,
+) -> io::Result<()> {
+    let written = log.write_histogram(
+        &interval.latency,
+        interval.start,
+        interval.length,
+        None::<Tag<'_>>,
+    );
+    written.map_err(|error| io::Error::other(format!("interval log: {error:?}")))
 }
 
 /// Nanoseconds as microseconds.
@@ -256,7 +275,8 @@ mod tests {
             .collect();
         let mut log = Vec::new();
         let began = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-        write_interval_log(&mut log, began, "one\ntwo", &intervals).expect("memory");
+        write_interval_log(&mut log, began, "one\ntwo", &intervals[..1]).expect("memory");
+        append_interval(&mut log, &intervals[1]).expect("memory");
         let mut read = Vec::new();
         for entry in IntervalLogIterator::new(&log) {
             if let Ok(LogEntry::Interval(interval)) = entry {

@@ -39,6 +39,7 @@ pub mod arms;
 pub mod facts;
 pub mod ladder;
 pub mod latencies;
+pub mod page;
 pub mod pairs;
 pub mod report;
 pub mod schedule;

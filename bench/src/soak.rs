@@ -319,10 +319,7 @@ pub(crate) mod tests {
         assert_eq!(report.verdict(), "ok");
         assert!(report.remarks.is_empty(), "{:?}", report.remarks);
         let text = summary(&report);
-        assert!(
-            text.contains("100.0 MiB   100.0 MiB  108.0 MiB"),
-            "{text}"
-        );
+        assert!(text.contains("100.0 MiB   100.0 MiB  108.0 MiB"), "{text}");
         assert!(
             line(&report.intervals[1]).contains("100,000"),
             "{}",

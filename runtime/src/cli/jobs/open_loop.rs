@@ -237,7 +237,11 @@ impl<Clock: FnMut() -> Time + Send> OpenLoop<Clock> {
     fn due(&mut self) -> Result<u64, Next> {
         let (end_ns, at_ns) = (self.counted_ns.1, self.sends.at_ns);
         let Pace::Open(schedule) = &mut self.plan.pace else {
-            return if at_ns < end_ns { Ok(at_ns) } else { Err(Next::End) };
+            return if at_ns < end_ns {
+                Ok(at_ns)
+            } else {
+                Err(Next::End)
+            };
         };
         let due_ns = schedule.due_ns();
         if due_ns >= end_ns || at_ns >= end_ns.saturating_add(OVERTIME_NS) {
@@ -307,7 +311,9 @@ impl<Clock: FnMut() -> Time + Send> OpenLoop<Clock> {
             stages.send.saturating_record(send_ns);
             stages.queue.saturating_record(timing.staged_ns);
             stages.handler.saturating_record(timing.busy_ns);
-            stages.network.saturating_record(latency_ns.saturating_sub(known_ns));
+            stages
+                .network
+                .saturating_record(latency_ns.saturating_sub(known_ns));
         }
     }
 
@@ -395,7 +401,9 @@ impl<Clock: FnMut() -> Time + Send> Job for OpenLoop<Clock> {
 
     fn answer(&mut self, token: u64, answer: Answer<'_>, timing: Timing) -> Verdict {
         let index = token & u64::from(u32::MAX);
-        let place = usize::try_from(index).ok().and_then(|i| self.out.get_mut(i));
+        let place = usize::try_from(index)
+            .ok()
+            .and_then(|i| self.out.get_mut(i));
         let known = place.filter(|out| out.waiting && u64::from(out.generation) == token >> 32);
         let (Some(out), Some(looped)) = (known, &mut self.looped) else {
             if let Some(looped) = &mut self.looped {
@@ -538,7 +546,10 @@ mod tests {
             let echo = space[..16].to_vec();
             let answer = Answer::Done(&echo);
             let round_trip = if sent > 0 { 20 } else { 50 };
-            assert_eq!(job.answer(token, answer, timing(round_trip)), Verdict::Accept);
+            assert_eq!(
+                job.answer(token, answer, timing(round_trip)),
+                Verdict::Accept
+            );
         }
         let now = hand.set(1_200);
         assert_eq!(job.next(&mut space, now), Next::End);
@@ -551,16 +562,28 @@ mod tests {
             ..Counts::default()
         };
         assert_eq!(looped.counts, counts);
-        assert_eq!((looped.own_lag.len(), looped.own_lag.max() / 1_000), (10, 30));
+        assert_eq!(
+            (looped.own_lag.len(), looped.own_lag.max() / 1_000),
+            (10, 30)
+        );
         let seen: Vec<(u128, u64, u64)> = intervals
             .drain()
-            .map(|over| (over.start.as_micros(), over.latency.len(), over.latency.max() / 1_000))
+            .map(|over| {
+                (
+                    over.start.as_micros(),
+                    over.latency.len(),
+                    over.latency.max() / 1_000,
+                )
+            })
             .collect();
         assert_eq!(seen, [(0, 5, 50), (500, 5, 50)]);
         // One of the ten is the seventh.
         let stages = looped.stages;
         let told = [stages.send, stages.queue, stages.handler, stages.network];
-        assert_eq!(told.map(|stage| (stage.len(), stage.max() / 1_000)), [(1, 30), (1, 2), (1, 1), (1, 17)]);
+        assert_eq!(
+            told.map(|stage| (stage.len(), stage.max() / 1_000)),
+            [(1, 30), (1, 2), (1, 1), (1, 17)]
+        );
     }
 
     #[test]
@@ -579,7 +602,10 @@ mod tests {
         assert_eq!(job.next(&mut space, now), Next::End, "overtime is over");
         drop(job);
         let looped = report.recv().expect("sent when dropped");
-        assert_eq!((looped.counts.due, looped.counts.sent, looped.counts.lost), (10, 0, 0));
+        assert_eq!(
+            (looped.counts.due, looped.counts.sent, looped.counts.lost),
+            (10, 0, 0)
+        );
         assert_eq!(intervals.drain().count(), 4);
 
         let (mut job, _intervals, report) = made(&hand, every_100_us());
