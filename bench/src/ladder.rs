@@ -11,10 +11,13 @@
 //! | the generator's own lag, 99th percentile | [`LAG_SHARE_MAX`] of the 99th percentile told |
 //! | tasks without a result | none |
 //!
-//! The generator's own lag is the time from a task's moment to its send where a slot was free. It
-//! lies within the latency that is told, so it never flatters; it is bounded so that what is told
-//! of the tail belongs to the system and not to its load. Where every slot was taken the wait is
-//! the system's and is counted apart, as *held back*.
+//! Who makes the load is the requester that is measured, so the time from a task's moment to its
+//! send lies within the latency that is told and never flatters it. It has three parts: where every
+//! slot was taken the task is *held back*; where the requester's thread was at work on other tasks
+//! it is the requester's part of the path; where it had nothing else to do it is the *generator's
+//! own lag*, which is bounded so that what is told of the tail is not made by the load. That lag is
+//! held against the 99th percentile, not the median: an idle turn of the thread takes a
+//! microsecond, and a median of ten would leave no room for it.
 //!
 //! Invariants: a rung that does not count keeps its reasons and loses its figures, unless it was
 //! forced; then it keeps both.
@@ -83,7 +86,8 @@ pub struct Rung {
     pub latencies: Option<Latencies>,
     /// 99th percentile over the unloaded median of the same invocation.
     pub p99_over_unloaded: Option<f64>,
-    /// The generator's own lag, 99th percentile, in microseconds.
+    /// The generator's own lag, 99th percentile, in microseconds; absent where the requester was
+    /// never idle.
     pub generator_lag_p99_us: Option<f64>,
     /// Where the time went.
     pub stages: Vec<Stage>,

@@ -265,7 +265,7 @@ mod tests {
         let told: Vec<&str> = axis.ticks.iter().map(|(_, text)| text.as_str()).collect();
         assert_eq!(told, ["10", "20", "50", "100", "200", "500", "1000"]);
         let long = Axis::logarithmic("us", [1.0, 60_000.0].into_iter(), |us| format!("{us:.0}"));
-        assert_eq!(long.ticks.len(), 5, "{long:?}");
+        assert_eq!(long.ticks.len(), 6, "{long:?}");
         let linear = Axis::from_zero("rate", 2_380_000.0, |rate| format!("{rate:.0}"));
         assert!((linear.high - 2_500_000.0).abs() < 1e-3, "{linear:?}");
         assert_eq!(linear.ticks.len(), 6, "{linear:?}");

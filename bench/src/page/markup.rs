@@ -74,6 +74,18 @@ pub(super) fn latency(us: f64) -> String {
     }
 }
 
+/// A round latency, as on an axis.
+pub(super) fn round_latency(us: f64) -> String {
+    let (value, unit) = match us {
+        _ if us < 999.5 => (us, "µs"),
+        _ if us < 999_500.0 => (us / 1e3, "ms"),
+        _ => (us / 1e6, "s"),
+    };
+    let digits = format!("{value:.2}");
+    let digits = digits.trim_end_matches('0').trim_end_matches('.');
+    format!("{digits} {unit}")
+}
+
 /// A latency, or a dash.
 pub(super) fn latency_or_dash(us: Option<f64>) -> String {
     us.map_or_else(dash, latency)

@@ -2,7 +2,7 @@
 
 use super::Curve;
 use super::chart::{Axis, Chart, Scale, Series};
-use super::markup::{latency, short};
+use super::markup::{round_latency, short};
 use crate::ladder::{Ladder, Rung};
 use crate::latencies::{Latencies, Point};
 use crate::soak::SoakReport;
@@ -47,7 +47,7 @@ pub(super) fn distributions<'curve>(
             high: end,
             ticks: ticks.filter(|(place, _)| *place <= end).collect(),
         },
-        y: Axis::logarithmic("latency", places().map(|(_, y)| *y), latency),
+        y: Axis::logarithmic("latency", places().map(|(_, y)| *y), round_latency),
         series,
     };
     Some(chart.svg())
@@ -132,7 +132,7 @@ pub(super) fn load(ladder: &Ladder) -> Option<String> {
     let chart = Chart {
         title: "latency over offered load".to_owned(),
         x: Axis::from_zero("offered tasks per second", end, short),
-        y: Axis::logarithmic("latency", values, latency),
+        y: Axis::logarithmic("latency", values, round_latency),
         series,
     };
     Some(chart.svg())
@@ -166,7 +166,7 @@ pub(super) fn soak_latency(soak: &SoakReport) -> Option<String> {
     let chart = Chart {
         title: "latency over time".to_owned(),
         x: Axis::from_zero("seconds", end_of(soak), |s| format!("{s:.0}")),
-        y: Axis::logarithmic("latency", values, latency),
+        y: Axis::logarithmic("latency", values, round_latency),
         series,
     };
     Some(chart.svg())

@@ -9,7 +9,7 @@ use crate::soak::{SoakInterval, SoakReport, mebibytes};
 
 /// Latency at stated rates.
 pub(super) fn ladder(ladder: &Ladder) -> String {
-    let mut out = String::from("<h2>Latency at stated rates</h2>\n");
+    let mut out = String::from("<h2>Over the offered load</h2>\n");
     out.push_str(&paragraph("quiet", &ladder.method));
     if let Some(capacity) = ladder.capacity_per_s {
         let trials: Vec<String> = ladder
@@ -94,37 +94,44 @@ fn rung_row(rung: &Rung) -> Vec<String> {
     ]
 }
 
+/// A row for each load, a column for each stage.
 fn stages<'rung>(rungs: impl Iterator<Item = &'rung Rung>) -> String {
-    let row = |rung: &Rung| -> Vec<Vec<String>> {
-        let rows = rung.stages.iter().map(|stage| {
-            let told = &stage.latencies;
-            vec![
-                format!("{}, {}", rung.name, stage.name),
-                latency_or_dash(told.p50_us),
-                latency_or_dash(told.p99_us),
-                latency_or_dash(told.p999_us),
-                latency_or_dash(Some(told.max_us)),
-                grouped(told.count as f64),
-            ]
-        });
-        rows.collect()
-    };
-    let rows: Vec<Vec<String>> = rungs.flat_map(row).collect();
-    if rows.is_empty() {
+    let staged: Vec<&Rung> = rungs.filter(|rung| !rung.stages.is_empty()).collect();
+    let mut names: Vec<&str> = Vec::new();
+    for stage in staged.iter().flat_map(|rung| &rung.stages) {
+        if !names.contains(&stage.name.as_str()) {
+            names.push(&stage.name);
+        }
+    }
+    // A closed loop has no first stage; the order is that of the others.
+    names.sort_by_key(|name| *name != "send");
+    if staged.is_empty() {
         return String::new();
     }
-    let words = "Send: from the intended moment to the send, at the requester. Worker queue: from \
-                 arrival to the start of the handler, told by the worker with each result, as is \
-                 the handler's time. Network and reply: what is left of the task's latency. Each is \
-                 a distribution of its own; their percentiles do not add up.";
-    let head = [
-        "load, stage",
-        "p50",
-        "p99",
-        "p99.9",
-        "max",
-        "tasks looked at",
-    ];
+    let row = |rung: &&Rung| -> Vec<String> {
+        let cell = |name: &&str| {
+            let stage = rung.stages.iter().find(|stage| stage.name == *name);
+            stage.map_or_else(dash, |stage| {
+                let told = &stage.latencies;
+                format!(
+                    "{} / {} / {}",
+                    latency_or_dash(told.p50_us),
+                    latency_or_dash(told.p99_us),
+                    super::markup::latency(told.max_us)
+                )
+            })
+        };
+        [vec![rung.name.clone()], names.iter().map(cell).collect()].concat()
+    };
+    let words = "p50 / p99 / max of each stage, over one task in seven. Send: from the intended moment \
+                 to the send, at the requester. Worker queue: from arrival to the start of the \
+                 handler, told by the worker with each result, as is the handler's time. Network \
+                 and reply: what is left of the task's latency. Each is a distribution of its own; \
+                 their percentiles do not add up.";
+    let head: Vec<&str> = std::iter::once("load")
+        .chain(names.iter().copied())
+        .collect();
+    let rows: Vec<Vec<String>> = staged.iter().map(row).collect();
     format!(
         "<h3>By stage</h3>\n{}{}",
         paragraph("quiet", words),
@@ -134,7 +141,7 @@ fn stages<'rung>(rungs: impl Iterator<Item = &'rung Rung>) -> String {
 
 /// A rate for a long time.
 pub(super) fn soak(soak: &SoakReport) -> String {
-    let mut out = String::from("<h2>Soak</h2>\n");
+    let mut out = String::from("<h2>Over time</h2>\n");
     out.push_str(&paragraph("quiet", &soak.method));
     let class = if soak.is_ok() { "" } else { "bad" };
     out.push_str(&paragraph(class, &format!("Verdict: {}", soak.verdict())));

@@ -193,6 +193,10 @@ pub struct BenchSoakArgs {
     /// When tasks are due
     #[command(flatten)]
     pub arrivals: ArrivalArgs,
+    /// Print latencies of intervals in which the machine did something else, and of a run that does
+    /// not count, marked as such
+    #[arg(long)]
+    pub force: bool,
     /// Where histograms go
     #[command(flatten)]
     pub logs: LogArgs,

@@ -197,7 +197,8 @@ impl Climb<'_> {
         format!(
             "open loop, {arrivals}, up to {window} outstanding, {} B echo, encrypted, {}; {:.1} s a \
              rate after {} ms warm-up. Latency runs from the intended send to the answer. LAG: how \
-             late the generator was where a slot was free, which is part of the latency. LATE: sent \
+             late the generator was where the requester had nothing else to do, which is part of \
+             the latency. LATE: sent \
              over 1 ms after its moment. A percentile needs 10 samples beyond it.",
             spec.payload,
             spec.placement(),

@@ -68,17 +68,17 @@ pub(super) fn run(
     output.say(&machine.line());
     let watch = Watch::begin();
     let (title, figures) = match &args.what {
-        BenchCommand::Tasks(tasks) => ("Tasks per second", tasks::run(tasks, settings, output)?),
+        BenchCommand::Tasks(tasks) => ("tasks per second", tasks::run(tasks, settings, output)?),
         BenchCommand::Latency(latency) if latency.ladder || latency.rate.is_some() => {
             let ladder = Some(ladder::run(latency, settings, output)?);
             let figures = Figures {
                 ladder,
                 ..Figures::default()
             };
-            ("Latency at stated rates", figures)
+            ("latency at stated rates", figures)
         }
         BenchCommand::Latency(latency) => (
-            "Latency of one task",
+            "latency of one task",
             latency::run(latency, settings, output)?,
         ),
         BenchCommand::Soak(soak) => {
@@ -87,14 +87,14 @@ pub(super) fn run(
                 soak,
                 ..Figures::default()
             };
-            ("Soak", figures)
+            ("soak", figures)
         }
         BenchCommand::Limits(limits) => {
             let figures = Figures {
                 cases: limits::run(limits, output)?,
                 ..Figures::default()
             };
-            ("What the machine gives without ramjet", figures)
+            ("what the machine gives without ramjet", figures)
         }
     };
     let quiet = watch.end();

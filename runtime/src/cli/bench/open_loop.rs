@@ -137,6 +137,7 @@ impl Load {
             // Where tasks are due when a slot is free there is no schedule to lag behind.
             generator_lag_p99_us: self
                 .rate
+                .filter(|_| !looped.own_lag.is_empty())
                 .map(|_| micros(looped.own_lag.value_at_quantile(0.99))),
             stages: stages_of(&looped.stages, self.rate.is_some()),
             curve: curve(latency),

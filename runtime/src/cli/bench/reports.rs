@@ -31,7 +31,7 @@ pub(super) fn write(
         return Ok(());
     }
     let report = Report {
-        title: title.to_owned(),
+        title: format!("ramjet bench: {title}"),
         command: command_line(std::env::args_os().map(|word| word.to_string_lossy().into_owned())),
         date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
         version: env!("CARGO_PKG_VERSION").to_owned(),

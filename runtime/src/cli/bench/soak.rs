@@ -15,7 +15,7 @@ use ramjet_bench::soak::{self, SoakInterval, SoakReport};
 use super::super::bench_args::BenchSoakArgs;
 use super::super::exit::Failure;
 use super::super::jobs::Intervals;
-use super::super::output::{Output, micros, rate};
+use super::super::output::{Output, rate};
 use super::super::settings::Settings;
 use super::logs::{self, IntervalLog};
 use super::open_loop::Load;
@@ -67,6 +67,8 @@ fn soak(
         told: Vec::new(),
         latency: Histograms::new().round_trip,
         watch: Watch::begin(),
+        force: args.force,
+        interval: args.interval,
         failure: None,
     };
     output.say(&soak::head());
@@ -83,6 +85,7 @@ fn soak(
     }
     let mut run = load.rung_of(&ran, &diary.latency, 1);
     run.judge();
+    run.withhold_unless(args.force);
     let drops = difference(&before, &subject.drops()?);
     let report = SoakReport {
         run,
@@ -107,6 +110,8 @@ struct Diary<'a> {
     told: Vec<SoakInterval>,
     latency: Histogram<u64>,
     watch: Watch,
+    force: bool,
+    interval: Duration,
     failure: Option<Failure>,
 }
 
@@ -126,16 +131,22 @@ impl Diary<'_> {
             // The run goes on; its end tells what was in the way.
             self.failure.get_or_insert(failure);
         }
+        // What straggles in after the last whole interval belongs to the run, but is no interval.
+        if interval.length < self.interval / 2 && !self.told.is_empty() {
+            return;
+        }
         let quiet = std::mem::replace(&mut self.watch, Watch::begin()).end();
         let latencies = Latencies::of(&interval.latency);
-        let told = latencies.as_ref();
+        let told = latencies
+            .as_ref()
+            .filter(|_| self.force || !quiet.disturbed);
         let row = SoakInterval {
             start_s: interval.start.as_secs_f64(),
             seconds: interval.length.as_secs_f64(),
             answered: interval.latency.len(),
             p50_us: told.and_then(|told| told.p50_us),
             p99_us: told.and_then(|told| told.p99_us),
-            max_us: told.map(|_| micros(interval.latency.max())),
+            max_us: told.map(|told| told.max_us),
             resident_bytes: resident_bytes(),
             descriptors: descriptors(),
             disturbed: quiet.disturbed,

@@ -9,6 +9,9 @@
 //! and before the end; every task that was sent has one answer or is lost; an echo must bring back
 //! the bytes of its own task, the first eight of which are its token.
 //!
+//! The lag of the generator itself is looked at where the requester had nothing else to do: what a
+//! task waits while its thread opens answers or seals tasks is the requester's own part of the path.
+//!
 //! The clock is read at the first task and the first answer of each turn and again after every
 //! [`READ_EVERY`]th, so no moment is older than the handling of a few frames. Stages are looked at
 //! for every [`STAGE_EVERY`]th task.
@@ -70,7 +73,7 @@ pub struct OpenLooped {
     pub counts: Counts,
     /// Counts and first fault of the whole run; its round trips stay empty.
     pub measured: Measured,
-    /// From a task's moment to its send where a slot was free, in nanoseconds.
+    /// From a task's moment to its send where the requester had nothing else to do, in nanoseconds.
     pub own_lag: Histogram<u64>,
     /// Where the time went.
     pub stages: Stages,
@@ -164,6 +167,10 @@ pub struct OpenLoop<Clock> {
     caught_up: bool,
     /// Whether what this turn sends had to wait for a slot.
     held: bool,
+    /// Tasks sent and answers handled since the first task of this turn was asked for.
+    worked: u32,
+    /// Whether nothing was, from the last turn's first to this one's.
+    idle: bool,
     out: Vec<Out>,
     free: Vec<u32>,
     /// Results of tasks that count.
@@ -199,6 +206,8 @@ impl<Clock: FnMut() -> Time + Send> OpenLoop<Clock> {
             answers: Look::new(),
             caught_up: true,
             held: false,
+            worked: 0,
+            idle: true,
             out: Vec::new(),
             free: Vec::new(),
             results: 0,
@@ -280,7 +289,8 @@ impl<Clock: FnMut() -> Time + Send> OpenLoop<Clock> {
 
     fn note_sent(&mut self, due_ns: u64) {
         let counts = self.counts(due_ns);
-        let (lag_ns, held) = (self.sends.at_ns.saturating_sub(due_ns), self.held);
+        let lag_ns = self.sends.at_ns.saturating_sub(due_ns);
+        self.worked += 1;
         let Some(looped) = &mut self.looped else {
             return;
         };
@@ -290,9 +300,9 @@ impl<Clock: FnMut() -> Time + Send> OpenLoop<Clock> {
         }
         looped.counts.sent += 1;
         looped.counts.late += u64::from(lag_ns > LATE_AFTER_NS);
-        if held {
+        if self.held {
             looped.counts.held_back += 1;
-        } else {
+        } else if self.idle {
             looped.own_lag.saturating_record(lag_ns);
         }
     }
@@ -364,6 +374,8 @@ impl<Clock: FnMut() -> Time + Send> Job for OpenLoop<Clock> {
         let begun = *self.begun.get_or_insert(now);
         if self.sends.at(now, begun, &mut self.clock) {
             self.held = !self.caught_up;
+            self.idle = self.worked == 0;
+            self.worked = 0;
             self.roll(self.sends.at_ns);
         }
         let due_ns = match self.due() {
@@ -413,6 +425,7 @@ impl<Clock: FnMut() -> Time + Send> Job for OpenLoop<Clock> {
         };
         out.waiting = false;
         let out = *out;
+        self.worked += 1;
         self.free.push(u32::try_from(index).unwrap_or(u32::MAX));
         match answer {
             Answer::Done(result)
@@ -564,7 +577,7 @@ mod tests {
         assert_eq!(looped.counts, counts);
         assert_eq!(
             (looped.own_lag.len(), looped.own_lag.max() / 1_000),
-            (10, 30)
+            (5, 30)
         );
         let seen: Vec<(u128, u64, u64)> = intervals
             .drain()
