@@ -41,6 +41,11 @@ pub struct MachineFacts {
     /// Processor mitigations that are active or missing, as `name: state`; the unaffected are left
     /// out.
     pub mitigations: Vec<String>,
+    /// What chooses the frequency of the first processor; absent where the kernel leaves it to
+    /// firmware or hypervisor.
+    pub governor: Option<String>,
+    /// What the kernel tells the time by.
+    pub clock_source: Option<String>,
 }
 
 impl MachineFacts {
@@ -56,6 +61,8 @@ impl MachineFacts {
             virtual_machine: is_virtual(&processors),
             kernel: release.trim().to_owned(),
             mitigations: read_mitigations(),
+            governor: read_word("cpu/cpu0/cpufreq/scaling_governor"),
+            clock_source: read_word("clocksource/clocksource0/current_clocksource"),
         }
     }
 
@@ -80,6 +87,25 @@ impl MachineFacts {
             }
         )
     }
+}
+
+/// Resident memory of this process, in bytes; absent where the kernel does not tell.
+#[must_use]
+pub fn resident_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    kibibytes(&status, "VmRSS").map(|kib| kib * 1_024)
+}
+
+/// A line of `/proc/self/status` in kibibytes, as in `VmRSS:   1234 kB`.
+fn kibibytes(status: &str, name: &str) -> Option<u64> {
+    field(status, name)?.split_whitespace().next()?.parse().ok()
+}
+
+/// Open descriptors of this process, but for the one that counts them.
+#[must_use]
+pub fn descriptors() -> Option<u64> {
+    let open = fs::read_dir("/proc/self/fd").ok()?.count();
+    u64::try_from(open.saturating_sub(1)).ok()
 }
 
 /// Counters read before a run.
@@ -249,6 +275,12 @@ fn field<'text>(text: &'text str, name: &str) -> Option<&'text str> {
         .map(|(_, value)| value.trim())
 }
 
+/// A file of `/sys/devices/system` that holds one word.
+fn read_word(path: &str) -> Option<String> {
+    let text = fs::read_to_string(format!("/sys/devices/system/{path}")).ok()?;
+    Some(text.trim().to_owned()).filter(|word| !word.is_empty())
+}
+
 fn read_mitigations() -> Vec<String> {
     let Ok(folder) = fs::read_dir("/sys/devices/system/cpu/vulnerabilities") else {
         return Vec::new();
@@ -381,6 +413,23 @@ mod tests {
         }
         let blind = Quiet::judge(second, None, own_ns, 0);
         assert_eq!((blind.steal_share, blind.disturbed), (None, false));
+    }
+
+    #[test]
+    fn memory_and_descriptors_of_this_process_are_read() {
+        assert_eq!(
+            kibibytes("Name:\tx\nVmRSS:\t   1234 kB\n", "VmRSS"),
+            Some(1_234)
+        );
+        assert_eq!(kibibytes("Name:\tx\n", "VmRSS"), None);
+        let before = descriptors().expect("a folder of descriptors");
+        let files: Vec<fs::File> = (0..40)
+            .map(|_| fs::File::open("/proc/self/status").expect("readable"))
+            .collect();
+        // Other tests of this process open and close a few meanwhile.
+        assert!(descriptors().expect("a folder") >= before + 20, "{before}");
+        drop(files);
+        assert!(resident_bytes().expect("a line") > 1 << 20);
     }
 
     #[test]

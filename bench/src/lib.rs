@@ -5,7 +5,11 @@
 //! * [`pairs`]: interleaved pairs of a subject and its control, so that a ratio survives a noisy
 //!   machine;
 //! * [`facts`]: what the machine is, and how much of a run it spent on something else;
-//! * [`report`]: one object a case for `--json`, and the plain table.
+//! * [`schedule`]: when the tasks of an open loop are meant to be sent;
+//! * [`latencies`]: what a histogram says, and its log formats;
+//! * [`ladder`], [`soak`]: latency at stated rates, a rate for a long time, and what counts of them;
+//! * [`report`]: one object a case for `--json`, and the plain table;
+//! * [`page`]: all of a command's figures as one HTML page and one JSON object.
 //!
 //! Invariants:
 //! * A figure never stands alone: whoever prints a rate or a latency prints the control of the same
@@ -33,7 +37,13 @@
 
 pub mod arms;
 pub mod facts;
+pub mod ladder;
+pub mod latencies;
+pub mod page;
 pub mod pairs;
 pub mod report;
+pub mod schedule;
+pub mod soak;
 
+mod random;
 mod ring;

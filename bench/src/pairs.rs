@@ -5,6 +5,9 @@
 //! figure. A bootstrap over the pairs says how far that median can be trusted, and a twin of the
 //! control against itself says what ratio this machine reports when nothing differs.
 //!
+//! A pair during which the machine did something else is repeated as a whole, a bounded number of
+//! times; then it is left out, unless it was forced.
+//!
 //! Invariants: a summary holds at least [`PAIRS_MIN`] pairs; the interval contains the median; the
 //! same samples always give the same interval, because the resampling is seeded with a constant.
 //!
@@ -13,6 +16,8 @@
 use std::fmt;
 
 use serde::Serialize;
+
+use crate::random::SplitMix;
 
 /// Fewest pairs a summary is made of.
 pub const PAIRS_MIN: usize = 5;
@@ -68,6 +73,15 @@ pub enum PairError<Failure> {
     },
     /// An arm failed.
     Arm(Failure),
+    /// Too few pairs were undisturbed.
+    Disturbed {
+        /// How many were.
+        clean: usize,
+        /// How many were wanted.
+        wanted: usize,
+        /// What disturbed the last one.
+        reason: String,
+    },
     /// An arm measured nothing, or not a number.
     NotPositive {
         /// Which arm: `subject` or `control`.
@@ -87,6 +101,16 @@ impl<Failure: fmt::Display> fmt::Display for PairError<Failure> {
                 )
             }
             Self::Arm(failure) => failure.fmt(out),
+            Self::Disturbed {
+                clean,
+                wanted,
+                reason,
+            } => write!(
+                out,
+                "the machine was disturbed: {clean} of {wanted} pairs were quiet, at least \
+                 {PAIRS_MIN} are needed; the last one met {reason}. Run it again when the machine \
+                 is quiet, or take it as it is with --force"
+            ),
             Self::NotPositive { arm, value } => write!(
                 out,
                 "the {arm} measured {value}, which gives no ratio; run it alone and look at its \
@@ -100,9 +124,33 @@ impl<Failure: std::error::Error + 'static> std::error::Error for PairError<Failu
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Arm(failure) => Some(failure),
-            Self::TooFew { .. } | Self::NotPositive { .. } => None,
+            Self::TooFew { .. } | Self::Disturbed { .. } | Self::NotPositive { .. } => None,
         }
     }
+}
+
+/// What to do about pairs that were disturbed.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Patience {
+    /// How often one pair is repeated.
+    pub retries: u32,
+    /// Whether a pair that is still disturbed then counts all the same.
+    pub force: bool,
+}
+
+/// A summary, and what the machine did while it came about.
+#[derive(Clone, Debug)]
+pub struct Watched {
+    /// Of the pairs that count.
+    pub summary: PairSummary,
+    /// Which of all pairs that were run these are, counted from 0, repeated ones included.
+    pub kept: Vec<usize>,
+    /// Pairs that were disturbed and run again.
+    pub repeated: u32,
+    /// Pairs that were left out.
+    pub left_out: usize,
+    /// What disturbed the pairs that count all the same; empty unless forced.
+    pub disturbed: Vec<String>,
 }
 
 /// Runs `pairs` interleaved pairs of `subject` (A) and `control` (B) and sums their ratios up.
@@ -114,31 +162,91 @@ impl<Failure: std::error::Error + 'static> std::error::Error for PairError<Failu
 /// [`PairError`]: too few pairs, a failing arm, or a figure that is not positive.
 pub fn interleave<Failure>(
     pairs: usize,
+    subject: impl FnMut() -> Result<f64, Failure>,
+    control: impl FnMut() -> Result<f64, Failure>,
+) -> Result<PairSummary, PairError<Failure>> {
+    let watched = interleave_watched(pairs, Patience::default(), subject, control, || None)?;
+    Ok(watched.summary)
+}
+
+/// As [`interleave`], and asks `disturbance` after each pair what disturbed it, if anything did.
+///
+/// # Errors
+/// As [`interleave`], and if fewer than [`PAIRS_MIN`] pairs were undisturbed.
+pub fn interleave_watched<Failure>(
+    pairs: usize,
+    patience: Patience,
     mut subject: impl FnMut() -> Result<f64, Failure>,
     mut control: impl FnMut() -> Result<f64, Failure>,
-) -> Result<PairSummary, PairError<Failure>> {
+    mut disturbance: impl FnMut() -> Option<String>,
+) -> Result<Watched, PairError<Failure>> {
     if pairs < PAIRS_MIN {
         return Err(PairError::TooFew { given: pairs });
     }
     let (mut a, mut b) = (Vec::with_capacity(pairs), Vec::with_capacity(pairs));
+    let (mut repeated, mut disturbed, mut last) = (0, Vec::new(), String::new());
+    let (mut ran, mut kept) = (0, Vec::with_capacity(pairs));
     for pair in 0..pairs {
-        if pair.is_multiple_of(2) {
-            a.push(positive("subject", subject())?);
-            b.push(positive("control", control())?);
-        } else {
-            b.push(positive("control", control())?);
-            a.push(positive("subject", subject())?);
+        for attempt in 0..=patience.retries {
+            let (of_a, of_b) = if pair.is_multiple_of(2) {
+                let of_a = positive("subject", subject())?;
+                (of_a, positive("control", control())?)
+            } else {
+                let of_b = positive("control", control())?;
+                (positive("subject", subject())?, of_b)
+            };
+            ran += 1;
+            let counts = match disturbance() {
+                None => true,
+                Some(reason) if attempt == patience.retries => {
+                    last.clone_from(&reason);
+                    disturbed.push(reason);
+                    patience.force
+                }
+                Some(_) => {
+                    repeated += 1;
+                    continue;
+                }
+            };
+            if counts {
+                a.push(of_a);
+                b.push(of_b);
+                kept.push(ran - 1);
+            }
+            break;
         }
     }
+    if a.len() < PAIRS_MIN {
+        return Err(PairError::Disturbed {
+            clean: a.len(),
+            wanted: pairs,
+            reason: last,
+        });
+    }
+    let left_out = pairs - a.len();
+    Ok(Watched {
+        summary: summarize(a, b),
+        kept,
+        repeated,
+        left_out,
+        disturbed: if patience.force {
+            disturbed
+        } else {
+            Vec::new()
+        },
+    })
+}
+
+fn summarize(a: Vec<f64>, b: Vec<f64>) -> PairSummary {
     let ratios: Vec<f64> = a.iter().zip(&b).map(|(a, b)| a / b).collect();
     let (ratio_low, ratio_high) = bootstrap_interval(&ratios);
-    Ok(PairSummary {
+    PairSummary {
         ratio_median: median(&mut ratios.clone()),
         ratio_low,
         ratio_high,
         a,
         b,
-    })
+    }
 }
 
 /// The median; sorts its argument. An empty set has no median and gives NaN.
@@ -166,7 +274,7 @@ fn positive<Failure>(
 
 /// Percentile bootstrap of the median.
 fn bootstrap_interval(ratios: &[f64]) -> (f64, f64) {
-    let mut random = SplitMix(0x5EED_CAFE_F00D_D00D);
+    let mut random = SplitMix::new(0x5EED_CAFE_F00D_D00D);
     let mut sample = vec![0.0; ratios.len()];
     let mut medians: Vec<f64> = (0..RESAMPLES)
         .map(|_| {
@@ -188,24 +296,6 @@ fn bootstrap_interval(ratios: &[f64]) -> (f64, f64) {
 )]
 fn resamples_below(share: f64) -> usize {
     (RESAMPLES as f64 * share) as usize
-}
-
-/// The splitmix64 generator: small, and the same on every machine.
-struct SplitMix(u64);
-
-impl SplitMix {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        let scaled = u128::from(self.next()) * bound as u128;
-        usize::try_from(scaled >> 64).unwrap_or(0)
-    }
 }
 
 #[cfg(test)]
@@ -253,6 +343,55 @@ mod tests {
         let summary = interleave(9, subject, || Ok(50.0)).expect("enough pairs");
         assert!((summary.ratio_median - 2.0).abs() < 1e-9);
         assert!((summary.ratio_high - 2.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_disturbed_pair_is_repeated_then_left_out_or_kept_by_force() {
+        // The second pair is disturbed once, the third always.
+        let run = |force| {
+            let (mut calls, mut asked) = (0.0, 0);
+            let subject = || {
+                calls += 1.0;
+                Ok::<_, Infallible>(calls)
+            };
+            let disturbance = || {
+                asked += 1;
+                [2, 4, 5]
+                    .contains(&asked)
+                    .then(|| format!("neighbour {asked}"))
+            };
+            let patience = Patience { retries: 1, force };
+            interleave_watched(6, patience, subject, || Ok(1.0), disturbance)
+        };
+        let clean = run(false).expect("five clean pairs");
+        assert_eq!(clean.summary.a, [1.0, 3.0, 6.0, 7.0, 8.0]);
+        assert_eq!(clean.kept, [0, 2, 5, 6, 7]);
+        assert_eq!((clean.repeated, clean.left_out), (2, 1));
+        assert!(clean.disturbed.is_empty());
+        let forced = run(true).expect("six pairs");
+        assert_eq!(forced.summary.a, [1.0, 3.0, 5.0, 6.0, 7.0, 8.0]);
+        assert_eq!(
+            (forced.left_out, forced.disturbed),
+            (0, vec!["neighbour 5".to_owned()])
+        );
+    }
+
+    #[test]
+    fn too_few_quiet_pairs_give_no_summary() {
+        let one = || Ok::<_, Infallible>(1.0);
+        let mut runs = 0;
+        let disturbance = || {
+            runs += 1;
+            (runs > 4).then(|| "steal time 9.0 %".to_owned())
+        };
+        let refused = interleave_watched(7, Patience::default(), one, one, disturbance)
+            .expect_err("four are too few")
+            .to_string();
+        assert!(refused.contains("4 of 7 pairs were quiet"), "{refused}");
+        assert!(
+            refused.contains("steal time 9.0 %. Run it again"),
+            "{refused}"
+        );
     }
 
     #[test]

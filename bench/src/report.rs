@@ -113,33 +113,8 @@ pub fn table(cases: &[CaseReport]) -> String {
         "RATIO",
         "95 % INTERVAL",
     ];
-    let mut rows = vec![head.map(String::from)];
-    rows.extend(cases.iter().map(row));
-    let widths: Vec<usize> = (0..head.len())
-        .map(|column| {
-            rows.iter()
-                .map(|row| row[column].chars().count())
-                .max()
-                .unwrap_or(0)
-        })
-        .collect();
-    let mut out = String::new();
-    for row in &rows {
-        let cells: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .enumerate()
-            .map(|(column, (cell, &width))| {
-                if column == 0 {
-                    format!("{cell:<width$}")
-                } else {
-                    format!("{cell:>width$}")
-                }
-            })
-            .collect();
-        out.push_str(cells.join("  ").trim_end());
-        out.push('\n');
-    }
+    let rows: Vec<Vec<String>> = cases.iter().map(row).collect();
+    let mut out = columns(&head, &rows);
     for case in cases {
         for line in remarks(case) {
             out.push_str(&format!("{}: {line}\n", case.case));
@@ -148,7 +123,34 @@ pub fn table(cases: &[CaseReport]) -> String {
     out
 }
 
-fn row(case: &CaseReport) -> [String; 7] {
+/// Rows under a head, the first column to the left and the others to the right; each line ends with
+/// a newline.
+pub(crate) fn columns(head: &[&str], rows: &[Vec<String>]) -> String {
+    let head: Vec<String> = head.iter().map(|name| (*name).to_owned()).collect();
+    let lines: Vec<&Vec<String>> = std::iter::once(&head).chain(rows).collect();
+    let width = |column: usize| {
+        let cells = lines.iter().filter_map(|line| line.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let mut out = String::new();
+    for line in lines {
+        let cells: Vec<String> = line
+            .iter()
+            .zip(&widths)
+            .enumerate()
+            .map(|(column, (cell, &width))| match column {
+                0 => format!("{cell:<width$}"),
+                _ => format!("{cell:>width$}"),
+            })
+            .collect();
+        out.push_str(cells.join("  ").trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+fn row(case: &CaseReport) -> Vec<String> {
     let control = |figure| match case.compares {
         Compares::TasksPerS => grouped(figure),
         Compares::P50Us => format!("{figure:.1} us"),
@@ -157,7 +159,7 @@ fn row(case: &CaseReport) -> [String; 7] {
         || String::from("-"),
         |(low, high)| format!("{low:.2} to {high:.2}"),
     );
-    [
+    vec![
         case.case.clone(),
         case.tasks_per_s.map_or_else(|| String::from("-"), grouped),
         case.p50_us
@@ -184,7 +186,7 @@ fn remarks(case: &CaseReport) -> Vec<String> {
 }
 
 /// A rate as a whole number in groups of three digits.
-fn grouped(figure: f64) -> String {
+pub(crate) fn grouped(figure: f64) -> String {
     let digits = format!("{figure:.0}");
     let mut out = String::new();
     for (index, digit) in digits.chars().enumerate() {

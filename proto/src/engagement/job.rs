@@ -91,6 +91,8 @@ pub struct Timing {
     pub round_trip_ns: u64,
     /// Of that, the handler's time.
     pub busy_ns: u64,
+    /// Of that, from the task's arrival at the worker to the start of its handler.
+    pub staged_ns: u64,
 }
 
 /// The requester's judgement of a result.

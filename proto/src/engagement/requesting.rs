@@ -481,6 +481,7 @@ impl Requesting {
             Timing {
                 round_trip_ns,
                 busy_ns,
+                staged_ns,
             },
         );
         slot.prior = 0;
@@ -628,7 +629,7 @@ impl Requesting {
                 Answer::Refused(reason),
                 Timing {
                     round_trip_ns,
-                    busy_ns: 0,
+                    ..Timing::default()
                 },
             );
         }

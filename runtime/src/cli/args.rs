@@ -294,7 +294,7 @@ pub struct EngagementsArgs {
     pub ask: AskArgs,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write a time with its unit, as in 30s or 5m"))?;
     if duration.is_zero() {
@@ -349,7 +349,9 @@ impl Cli {
                 .set(s::STATE, &status.state),
             Command::Engagements(engagements) => engagements.ask.layer(common),
             Command::Bench(bench) => match &bench.what {
-                BenchCommand::Tasks(run) | BenchCommand::Latency(run) => run.threads.layer(common),
+                BenchCommand::Tasks(tasks) => tasks.run.threads.layer(common),
+                BenchCommand::Latency(latency) => latency.run.threads.layer(common),
+                BenchCommand::Soak(soak) => soak.threads.layer(common),
                 BenchCommand::Limits(_) => common,
             },
             Command::Doctor => common,

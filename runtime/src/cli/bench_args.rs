@@ -1,9 +1,13 @@
 //! The arguments of `ramjet bench`.
 
-use clap::{Args, Subcommand};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum, ValueHint};
+use ramjet_bench::schedule::{Arrivals, RATE_MAX, RATE_MIN};
 
 use super::arg_groups::ThreadArgs;
-use super::args::seconds;
+use super::args::{duration, seconds};
 
 /// `ramjet bench`.
 #[derive(Debug, Args)]
@@ -17,9 +21,12 @@ pub struct BenchArgs {
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
     /// Closed loop: 64-byte echo tasks a second from one requester core to one worker core
-    Tasks(BenchRunArgs),
-    /// One task of 256 bytes outstanding: the round trip
-    Latency(BenchRunArgs),
+    Tasks(BenchTasksArgs),
+    /// One task of 256 bytes outstanding: the round trip; with --rate or --ladder an open loop of
+    /// 64-byte tasks at stated rates
+    Latency(BenchLatencyArgs),
+    /// A stated rate for a stated time: what drifts, leaks or is lost
+    Soak(BenchSoakArgs),
     /// What the machine can do without us: system calls, cipher, loopback
     Limits(BenchLimitsArgs),
 }
@@ -27,19 +34,175 @@ pub enum BenchCommand {
 /// How long and how often to measure.
 #[derive(Debug, Args)]
 pub struct BenchRunArgs {
-    /// Seconds of one run
+    /// Seconds of one run of a pair
     #[arg(long, default_value_t = 1.0, value_name = "S", value_parser = seconds)]
     pub seconds: f64,
     /// Pairs of runs, ours and the control arm, in the order A B B A
     #[arg(long, default_value_t = 5, value_name = "N")]
     #[arg(value_parser = clap::value_parser!(u32).range(5..=100))]
     pub pairs: u32,
-    /// Payload bytes [default: 64 for tasks, 256 for latency]
+    /// Payload bytes [default: 64; 256 for latency with one outstanding]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1200))]
     pub payload: Option<u32>,
-    /// Tasks outstanding at a time [default: 1024 for tasks, 1 for latency]
+    /// Tasks outstanding at a time [default: 1024 for tasks, 1 for latency; an open loop may have up
+    /// to so many, default 1024, on a ladder the best of 256, 1024 and 4096]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub window: Option<u32>,
+    /// How workers run [default: pinned to two cores, spin]
+    #[command(flatten)]
+    pub threads: ThreadArgs,
+}
+
+/// What to do about a disturbed machine.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct DisturbedArgs {
+    /// How often a run is repeated in which the machine did something else
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub retries: u32,
+    /// Print figures of disturbed runs too, marked as such
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Where a report goes.
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// Write a report as one HTML page with its plots
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub report: Option<PathBuf>,
+    /// Write everything the report shows, and the distributions, as JSON
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub report_json: Option<PathBuf>,
+}
+
+/// `ramjet bench tasks`.
+#[derive(Debug, Args)]
+pub struct BenchTasksArgs {
+    /// What is run
+    #[command(flatten)]
+    pub run: BenchRunArgs,
+    /// Also run the control against itself: what ratio this machine reports when nothing differs
+    #[arg(long)]
+    pub twin: bool,
+    /// What to do about a disturbed machine
+    #[command(flatten)]
+    pub disturbed: DisturbedArgs,
+    /// Where a report goes
+    #[command(flatten)]
+    pub report: ReportArgs,
+}
+
+/// `ramjet bench latency`.
+#[derive(Debug, Args)]
+pub struct BenchLatencyArgs {
+    /// What is run
+    #[command(flatten)]
+    pub run: BenchRunArgs,
+    /// Also run the control against itself: what ratio this machine reports when nothing differs
+    #[arg(long, conflicts_with_all = ["rate", "ladder"])]
+    pub twin: bool,
+    /// Open loop at this many tasks a second
+    #[arg(long, value_name = "N", value_parser = rate, conflicts_with = "ladder")]
+    pub rate: Option<f64>,
+    /// Open loop at 10, 25, 50, 70, 80 and 90 % of the capacity, which is measured first
+    #[arg(long)]
+    pub ladder: bool,
+    /// What the shares of the ladder are of, in tasks a second, instead of measuring it
+    #[arg(long, value_name = "N", value_parser = rate, requires = "ladder")]
+    pub capacity: Option<f64>,
+    /// How long each rate is held
+    #[arg(long = "for", default_value = "3s", value_name = "TIME", value_parser = duration)]
+    pub length: Duration,
+    /// When tasks are due
+    #[command(flatten)]
+    pub arrivals: ArrivalArgs,
+    /// Where histograms go
+    #[command(flatten)]
+    pub logs: LogArgs,
+    /// What to do about a disturbed machine
+    #[command(flatten)]
+    pub disturbed: DisturbedArgs,
+    /// Where a report goes
+    #[command(flatten)]
+    pub report: ReportArgs,
+}
+
+/// When the tasks of an open loop are due.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct ArrivalArgs {
+    /// How tasks arrive
+    #[arg(long, value_enum, default_value_t, value_name = "KIND")]
+    pub arrivals: ArrivalKind,
+    /// What decides the gaps between Poisson arrivals
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+}
+
+/// How tasks arrive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ArrivalKind {
+    /// Independently of each other
+    #[default]
+    Poisson,
+    /// At a fixed interval
+    Fixed,
+}
+
+impl From<ArrivalKind> for Arrivals {
+    fn from(kind: ArrivalKind) -> Self {
+        match kind {
+            ArrivalKind::Poisson => Arrivals::Poisson,
+            ArrivalKind::Fixed => Arrivals::Fixed,
+        }
+    }
+}
+
+/// Where the histograms of an open loop go.
+#[derive(Debug, Args)]
+pub struct LogArgs {
+    /// Write the latencies of each second as an HdrHistogram interval log; on a ladder the load is
+    /// put before the extension, as in x-50.hlog
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub hlog: Option<PathBuf>,
+    /// Write the percentile distribution as HdrHistogram's plotters read it; named as with --hlog
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub hgrm: Option<PathBuf>,
+}
+
+/// `ramjet bench soak`.
+#[derive(Debug, Args)]
+pub struct BenchSoakArgs {
+    /// Tasks a second
+    #[arg(long, value_name = "N", value_parser = rate)]
+    pub rate: f64,
+    /// How long the rate is held, up to 24h
+    #[arg(long = "for", default_value = "60s", value_name = "TIME", value_parser = soak_length)]
+    pub length: Duration,
+    /// Length of an interval
+    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = duration)]
+    pub interval: Duration,
+    /// Payload bytes
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1200))]
+    pub payload: u32,
+    /// Tasks that may be outstanding at a time
+    #[arg(long, default_value_t = 1_024, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub window: u32,
+    /// When tasks are due
+    #[command(flatten)]
+    pub arrivals: ArrivalArgs,
+    /// Print latencies of intervals in which the machine did something else, and of a run that does
+    /// not count, marked as such
+    #[arg(long)]
+    pub force: bool,
+    /// Where histograms go
+    #[command(flatten)]
+    pub logs: LogArgs,
+    /// Where a report goes
+    #[command(flatten)]
+    pub report: ReportArgs,
     /// How workers run [default: pinned to two cores, spin]
     #[command(flatten)]
     pub threads: ThreadArgs,
@@ -51,4 +214,31 @@ pub struct BenchLimitsArgs {
     /// Seconds of one run
     #[arg(long, default_value_t = 1.0, value_name = "S", value_parser = seconds)]
     pub seconds: f64,
+    /// What to do about a disturbed machine
+    #[command(flatten)]
+    pub disturbed: DisturbedArgs,
+    /// Where a report goes
+    #[command(flatten)]
+    pub report: ReportArgs,
+}
+
+/// Tasks a second.
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(rate) if (RATE_MIN..=RATE_MAX).contains(&rate) => Ok(rate),
+        _ => Err(format!(
+            "must be a number of tasks a second from {RATE_MIN} to {RATE_MAX}"
+        )),
+    }
+}
+
+/// Longest soak.
+const SOAK_MAX: Duration = Duration::from_secs(24 * 3_600);
+
+fn soak_length(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(length) if (Duration::from_secs(1)..=SOAK_MAX).contains(&length) => Ok(length),
+        Ok(_) => Err("must be from 1s to 24h".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
 }

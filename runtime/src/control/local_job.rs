@@ -290,6 +290,7 @@ mod tests {
         let timing = Timing {
             round_trip_ns: 9,
             busy_ns: 100,
+            ..Timing::default()
         };
         assert_eq!(job.answer(1, Answer::Done(b"one"), timing), Verdict::Accept);
         assert_eq!(job.answer(2, Answer::Done(b"two"), timing), Verdict::Accept);

@@ -4,7 +4,7 @@
 //!  frame    length u32 (of kind and body) | kind u8 | body            all integers big-endian
 //!  kind 0   JSON: a request with `op`, a reply or an event with `reply`
 //!  kind 1   task      token u64 | payload                              client to node
-//!  kind 2   answer    token u64 | status u8 | round trip ns u64 | busy ns u64 | bytes
+//!  kind 2   answer    token u64 | status u8 | round trip ns, busy ns, staged ns, each u64 | bytes
 //!  kind 3   verdict   token u64 | 0 accept, 1 reject                   client to node
 //!  kind 4   progress  token u64 | bytes                                node to client
 //! ```
@@ -38,7 +38,7 @@ pub(crate) const KIND_VERDICT: u8 = 3;
 pub(crate) const KIND_PIECE: u8 = 4;
 
 /// What an answer frame holds before its bytes.
-const ANSWER_HEADER_LEN: usize = 8 + 1 + 8 + 8;
+const ANSWER_HEADER_LEN: usize = 8 + 1 + 8 + 8 + 8;
 /// Longest kind and body: the largest result and its header.
 pub(crate) const FRAME_LEN_MAX: usize = 1 + ANSWER_HEADER_LEN + TASK_LEN_MAX;
 
@@ -345,11 +345,12 @@ pub(crate) fn append_answer(
     timing: Timing,
     bytes: &[u8],
 ) {
-    let parts: [&[u8]; 5] = [
+    let parts: [&[u8]; 6] = [
         &token.to_be_bytes(),
         &[status as u8],
         &timing.round_trip_ns.to_be_bytes(),
         &timing.busy_ns.to_be_bytes(),
+        &timing.staged_ns.to_be_bytes(),
         bytes,
     ];
     append_frame(out, KIND_ANSWER, &parts);
@@ -361,6 +362,7 @@ pub(crate) fn read_answer(body: &[u8]) -> Option<(u64, AnswerStatus, Timing, &[u
     let (&status, rest) = rest.split_first()?;
     let (round_trip_ns, rest) = read_token(rest)?;
     let (busy_ns, rest) = read_token(rest)?;
+    let (staged_ns, rest) = read_token(rest)?;
     let status = match status {
         0 => AnswerStatus::Done,
         1 => AnswerStatus::Failed,
@@ -373,6 +375,7 @@ pub(crate) fn read_answer(body: &[u8]) -> Option<(u64, AnswerStatus, Timing, &[u
         Timing {
             round_trip_ns,
             busy_ns,
+            staged_ns,
         },
         rest,
     ))
@@ -522,10 +525,10 @@ mod tests {
     proptest! {
         #[test]
         fn answers_survive_and_their_prefixes_never_panic(
-            token: u64, round_trip_ns: u64, busy_ns: u64,
+            token: u64, round_trip_ns: u64, busy_ns: u64, staged_ns: u64,
             bytes in prop::collection::vec(any::<u8>(), 0..60),
         ) {
-            let timing = Timing { round_trip_ns, busy_ns };
+            let timing = Timing { round_trip_ns, busy_ns, staged_ns };
             let mut out = Vec::new();
             append_answer(&mut out, token, AnswerStatus::Failed, timing, &bytes);
             let (kind, body) = read_frame(&mut &out[..]).expect("own frame");

@@ -1,43 +1,45 @@
-//! One case over interleaved pairs of the subject and its control.
+//! One case over interleaved pairs of the subject and a control arm.
+//!
+//! A pair in which the machine did something else is repeated, a bounded number of times, and then
+//! left out; with too few quiet pairs there is no figure.
 
 use std::time::Duration;
 
-use ramjet_bench::facts::Watch;
-use ramjet_bench::pairs::interleave;
+use hdrhistogram::Histogram;
+use ramjet_bench::facts::{Quiet, Watch};
+use ramjet_bench::latencies::curve;
+use ramjet_bench::page::Curve;
+use ramjet_bench::pairs::{PairError, PairSummary, Patience, Watched, interleave_watched};
 use ramjet_bench::report::{CaseReport, Compares};
 
-use super::super::exit::Failure;
+use super::super::bench_args::DisturbedArgs;
+use super::super::exit::{Exit, Failure};
 use super::super::jobs::Loaded;
 use super::super::output::{Output, micros, per_second};
+use super::Figures;
 use super::subject::{Spec, measure};
+use crate::control::vocabulary::Histograms;
 
 /// One case over interleaved pairs.
 pub(super) struct Pairs<'a> {
     pub(super) spec: &'a Spec,
     pub(super) name: &'static str,
     pub(super) compares: Compares,
+    pub(super) disturbed: DisturbedArgs,
+    /// Whether the control also runs against itself.
+    pub(super) twin: bool,
 }
 
 impl Pairs<'_> {
+    /// The case, after it the twin if one is wanted, and the distribution behind the case.
     pub(super) fn run(
         &self,
         output: &mut Output,
         figure: impl Fn(&Loaded) -> f64,
-        control: impl FnMut() -> Result<f64, Failure>,
-    ) -> Result<CaseReport, Failure> {
+        control: impl Fn() -> Result<f64, Failure>,
+    ) -> Result<Figures, Failure> {
         let spec = self.spec;
-        let (loop_words, control_name) = match self.compares {
-            Compares::TasksPerS => (
-                format!("closed loop, window {}", spec.window),
-                "raw GSO echo over io_uring, no protocol, no cipher, a datagram a task",
-            ),
-            Compares::P50Us => (
-                format!("{} outstanding", spec.window),
-                "raw UDP round trip, spinning, no protocol, no cipher",
-            ),
-        };
         let mut runs = Vec::new();
-        let watch = Watch::begin();
         output.start_bar(spec.pairs as u64);
         let subject = || {
             let loaded = measure(spec)?;
@@ -48,18 +50,21 @@ impl Pairs<'_> {
             runs.push(loaded);
             Ok(measured)
         };
-        let summary = interleave(spec.pairs, subject, control)
-            .map_err(|error| Failure::environment(error.to_string()))?;
-        let quiet = watch.end();
+        let (watched, quiet) = self.interleave(subject, &control)?;
         output.end_bar();
-        let method = spec.method(&loop_words);
+        // What a left-out pair measured takes no part in the other figures either.
+        let runs: Vec<&Loaded> = watched
+            .kept
+            .iter()
+            .filter_map(|run| runs.get(*run))
+            .collect();
         let name = format!(
             "{} echo {} B window {}",
             self.name, spec.payload, spec.window
         );
-        let mut case = CaseReport::of_pairs(name, self.compares, control_name, &summary, method);
+        let mut case = self.case(name.clone(), &watched, quiet, self.control_name());
         let median = |of: &dyn Fn(&Loaded) -> f64| {
-            let mut values: Vec<f64> = runs.iter().map(of).collect();
+            let mut values: Vec<f64> = runs.iter().map(|run| of(run)).collect();
             values.sort_by(f64::total_cmp);
             values.get(values.len() / 2).copied()
         };
@@ -67,7 +72,116 @@ impl Pairs<'_> {
             median(&|run| per_second(run.results, Duration::from_nanos(run.elapsed_ns)));
         case.p50_us = median(&|run| micros(run.measured.quantile_ns(0.5)));
         case.p99_us = median(&|run| micros(run.measured.quantile_ns(0.99)));
-        case.quiet = Some(quiet);
+        let mut cases = vec![case];
+        if self.twin {
+            cases.push(self.run_twin(&control)?);
+        }
+        Ok(Figures {
+            cases,
+            curves: vec![Curve {
+                name,
+                points: curve(&together(&runs)),
+            }],
+            ..Figures::default()
+        })
+    }
+
+    /// The control against itself: what ratio this machine reports when nothing differs.
+    fn run_twin(&self, control: &impl Fn() -> Result<f64, Failure>) -> Result<CaseReport, Failure> {
+        let (watched, quiet) = self.interleave(control, control)?;
+        let name = format!(
+            "A/A twin of {}, {} B window {}",
+            self.name, self.spec.payload, self.spec.window
+        );
+        let mut case = self.case(name, &watched, quiet, "the same again");
+        let floor = noise_floor(&watched.summary);
+        let words = format!(
+            "noise floor: the control against itself differs by up to {:.1} %; a smaller difference \
+             means nothing here",
+            floor * 100.0
+        );
+        case.note = Some(
+            case.note
+                .map_or(words.clone(), |note| format!("{words}; {note}")),
+        );
         Ok(case)
     }
+
+    fn interleave(
+        &self,
+        subject: impl FnMut() -> Result<f64, Failure>,
+        control: impl FnMut() -> Result<f64, Failure>,
+    ) -> Result<(Watched, Quiet), Failure> {
+        let patience = Patience {
+            retries: self.disturbed.retries,
+            force: self.disturbed.force,
+        };
+        let whole = Watch::begin();
+        let mut pair = Watch::begin();
+        let disturbance = || {
+            let quiet = std::mem::replace(&mut pair, Watch::begin()).end();
+            quiet.disturbed.then(|| quiet.reasons.join(", "))
+        };
+        let watched = interleave_watched(self.spec.pairs, patience, subject, control, disturbance)
+            .map_err(|error| match error {
+                PairError::Disturbed { .. } => Failure::new(Exit::Failed, error.to_string()),
+                error => Failure::environment(error.to_string()),
+            })?;
+        // The pairs decide what counts: what disturbed a pair that was run again is no blemish.
+        let quiet = Quiet {
+            disturbed: !watched.disturbed.is_empty(),
+            reasons: watched.disturbed.clone(),
+            ..whole.end()
+        };
+        Ok((watched, quiet))
+    }
+
+    fn case(
+        &self,
+        name: String,
+        watched: &Watched,
+        quiet: Quiet,
+        control_name: &str,
+    ) -> CaseReport {
+        let spec = self.spec;
+        let loop_words = match self.compares {
+            Compares::TasksPerS => format!("closed loop, window {}", spec.window),
+            Compares::P50Us => format!("{} outstanding", spec.window),
+        };
+        let method = spec.method(&loop_words);
+        let mut case =
+            CaseReport::of_pairs(name, self.compares, control_name, &watched.summary, method);
+        case.quiet = Some(quiet);
+        case.note = (watched.repeated > 0 || watched.left_out > 0).then(|| {
+            format!(
+                "disturbed pairs: {} run again, {} left out",
+                watched.repeated, watched.left_out
+            )
+        });
+        case
+    }
+
+    fn control_name(&self) -> &'static str {
+        match self.compares {
+            Compares::TasksPerS => {
+                "raw GSO echo over io_uring, no protocol, no cipher, a datagram a task"
+            }
+            Compares::P50Us => "raw UDP round trip, spinning, no protocol, no cipher",
+        }
+    }
+}
+
+/// How far the ratio of two equal things lies from 1, by the far end of its interval.
+fn noise_floor(twin: &PairSummary) -> f64 {
+    (1.0 - twin.ratio_low)
+        .abs()
+        .max((twin.ratio_high - 1.0).abs())
+}
+
+fn together(runs: &[&Loaded]) -> Histogram<u64> {
+    let mut all = Histograms::new().round_trip;
+    for run in runs {
+        all.add(&run.measured.round_trip).expect("same bounds");
+    }
+    all
 }

@@ -1,16 +1,23 @@
 //! One task outstanding: the round trip.
 
 use ramjet_bench::arms::{self, Payload, RoundTrip, WaitMode};
-use ramjet_bench::report::{CaseReport, Compares};
+use ramjet_bench::report::Compares;
 
+use super::super::bench_args::BenchLatencyArgs;
 use super::super::exit::Failure;
 use super::super::jobs::Loaded;
 use super::super::output::{Output, micros};
-use super::arm_failure;
+use super::super::settings::Settings;
 use super::compared::Pairs;
 use super::subject::Spec;
+use super::{Figures, arm_failure};
 
-pub(super) fn run(spec: &Spec, output: &mut Output) -> Result<CaseReport, Failure> {
+pub(super) fn run(
+    args: &BenchLatencyArgs,
+    settings: &Settings,
+    output: &mut Output,
+) -> Result<Figures, Failure> {
+    let spec = &Spec::latency(&args.run, settings)?;
     let control = RoundTrip {
         duration: spec.run,
         cores: spec.cores(),
@@ -21,6 +28,8 @@ pub(super) fn run(spec: &Spec, output: &mut Output) -> Result<CaseReport, Failur
         spec,
         name: "latency",
         compares: Compares::P50Us,
+        disturbed: args.disturbed,
+        twin: args.twin,
     };
     pairs.run(output, figure, || {
         Ok(arms::udp_round_trip(&control).map_err(arm_failure)?.p50_us)

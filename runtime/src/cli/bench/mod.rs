@@ -9,47 +9,140 @@
 //! `--json` prints one object a case: `case`, `tasks_per_s`, `p50_us`, `p99_us`, `control`, `ratio`
 //! with its interval, `method`, and what disturbed the run.
 //!
+//! A ladder prints one object a rate, a soak one object. No figure of a disturbed run is printed,
+//! unless by force and marked.
+//!
 //! | file | holds |
 //! |---|---|
 //! | [`subject`] | the subject: two nodes of this process, and one run of them |
 //! | [`compared`] | interleaved pairs of the subject and a control arm |
-//! | [`tasks`], [`latency`], [`limits`] | the cases |
+//! | [`open_loop`] | one run at a stated rate, and the rung it makes |
+//! | [`tasks`], [`latency`], [`ladder`], [`soak`], [`limits`] | the cases |
+//! | [`logs`], [`reports`] | files: histograms, the page and its JSON |
 
 mod compared;
+mod ladder;
 mod latency;
 mod limits;
+mod logs;
+mod open_loop;
+mod reports;
+mod soak;
 mod subject;
 mod tasks;
 
 use ramjet_bench::arms;
-use ramjet_bench::facts::MachineFacts;
-use ramjet_bench::report;
+use ramjet_bench::facts::{MachineFacts, Watch};
+use ramjet_bench::ladder::Ladder;
+use ramjet_bench::page::Curve;
+use ramjet_bench::report::{self, CaseReport};
+use ramjet_bench::soak::SoakReport;
 
-use self::subject::Spec;
 use super::bench_args::{BenchArgs, BenchCommand};
 use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::settings::Settings;
+
+/// What a command measured.
+#[derive(Default)]
+struct Figures {
+    cases: Vec<CaseReport>,
+    curves: Vec<Curve>,
+    ladder: Option<Ladder>,
+    soak: Option<SoakReport>,
+}
 
 pub(super) fn run(
     args: &BenchArgs,
     settings: &Settings,
     output: &mut Output,
 ) -> Result<Exit, Failure> {
-    output.say(&MachineFacts::read().line());
-    let cases = match &args.what {
-        BenchCommand::Tasks(run) => vec![tasks::run(&Spec::tasks(run, settings)?, output)?],
-        BenchCommand::Latency(run) => vec![latency::run(&Spec::latency(run, settings)?, output)?],
-        BenchCommand::Limits(limits_args) => limits::run(limits_args, output)?,
+    let files = match &args.what {
+        BenchCommand::Tasks(tasks) => &tasks.report,
+        BenchCommand::Latency(latency) => &latency.report,
+        BenchCommand::Soak(soak) => &soak.report,
+        BenchCommand::Limits(limits) => &limits.report,
     };
+    reports::check(files)?;
+    let machine = MachineFacts::read();
+    output.say(&machine.line());
+    let watch = Watch::begin();
+    let (title, figures) = match &args.what {
+        BenchCommand::Tasks(tasks) => ("tasks per second", tasks::run(tasks, settings, output)?),
+        BenchCommand::Latency(latency) if latency.ladder || latency.rate.is_some() => {
+            let ladder = Some(ladder::run(latency, settings, output)?);
+            let figures = Figures {
+                ladder,
+                ..Figures::default()
+            };
+            ("latency at stated rates", figures)
+        }
+        BenchCommand::Latency(latency) => (
+            "latency of one task",
+            latency::run(latency, settings, output)?,
+        ),
+        BenchCommand::Soak(soak) => {
+            let soak = Some(soak::run(soak, settings, output)?);
+            let figures = Figures {
+                soak,
+                ..Figures::default()
+            };
+            ("soak", figures)
+        }
+        BenchCommand::Limits(limits) => {
+            let figures = Figures {
+                cases: limits::run(limits, output)?,
+                ..Figures::default()
+            };
+            ("what the machine gives without ramjet", figures)
+        }
+    };
+    let quiet = watch.end();
+    output.end_bar();
+    print(&figures, output)?;
+    let exit = exit_of(&figures);
+    reports::write(files, title, machine, quiet, figures, output)?;
+    Ok(exit)
+}
+
+fn print(figures: &Figures, output: &Output) -> Result<(), Failure> {
     if output.json {
-        for case in &cases {
+        for case in &figures.cases {
             output.object(case)?;
         }
-    } else {
-        output.data(report::table(&cases).trim_end())?;
+        for rung in figures.ladder.iter().flat_map(Ladder::all) {
+            output.object(rung)?;
+        }
+        if let Some(soak) = &figures.soak {
+            output.object(soak)?;
+        }
+        return Ok(());
     }
-    Ok(Exit::Ok)
+    let mut text = String::new();
+    if !figures.cases.is_empty() {
+        text.push_str(&report::table(&figures.cases));
+    }
+    if let Some(ladder) = &figures.ladder {
+        text.push_str(&ramjet_bench::ladder::table(ladder));
+    }
+    if let Some(soak) = &figures.soak {
+        text.push_str(&ramjet_bench::soak::summary(soak));
+    }
+    output.data(text.trim_end())
+}
+
+/// Work that was lost, or rates of which none counts, make a command fail.
+fn exit_of(figures: &Figures) -> Exit {
+    let soaked = figures.soak.as_ref().is_none_or(SoakReport::is_ok);
+    let climbed = figures.ladder.as_ref().is_none_or(|ladder| {
+        let told = |rung: &ramjet_bench::ladder::Rung| rung.is_valid() || rung.forced;
+        ladder.rungs.iter().any(told) && ladder.rungs.iter().all(|rung| rung.counts.lost == 0)
+    });
+    if soaked && climbed {
+        Exit::Ok
+    } else {
+        Exit::Failed
+    }
 }
 
 fn arm_failure(error: arms::ArmError) -> Failure {

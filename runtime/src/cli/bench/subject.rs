@@ -2,15 +2,17 @@
 //! pinned to a core of its own, and one engagement for `echo` whose job compares every result with
 //! its payload.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crossbeam::channel::bounded;
 use ramjet_bench::arms;
 use ramjet_proto::market::AcceptFrom;
+use ramjet_registry::RegistryHandle;
 
-use super::super::bench_args::BenchRunArgs;
+use super::super::bench_args::{BenchRunArgs, BenchSoakArgs};
 use super::super::demo::{on_two_cores, wait_advertised};
-use super::super::engage::{self, Interrupts, Timeline};
+use super::super::engage::{self, Followed, Interrupts, Timeline};
 use super::super::exit::{Exit, Failure};
 use super::super::host::{self, Threads};
 use super::super::identity_file::throw_away;
@@ -19,6 +21,7 @@ use super::super::market;
 use super::super::output::Output;
 use super::super::settings::{self as s, Settings};
 use super::super::up::start_both;
+use crate::job::Job;
 use crate::node::{EngageRequest, Node, NodeConfig};
 use crate::skills;
 use crate::worker::Idle;
@@ -27,6 +30,8 @@ use crate::worker::Idle;
 pub(super) const WARM_UP: Duration = Duration::from_millis(300);
 /// How long a run may take beyond its own time.
 const DURATION_S: u32 = 900;
+/// Tasks of one engagement: more than any run sends.
+const TASKS_MAX: u64 = 1 << 40;
 
 /// What a subject runs.
 pub(super) struct Spec {
@@ -53,11 +58,7 @@ impl Spec {
         payload: u32,
         window: u32,
     ) -> Result<Self, Failure> {
-        let mut threads = host::threads(settings)?;
-        if !settings.is_set(s::IDLE) {
-            threads.idle = Idle::Spin;
-        }
-        let [worker, requester] = on_two_cores(settings, threads);
+        let [worker, requester] = two_threads(settings)?;
         Ok(Spec {
             payload: args.payload.unwrap_or(payload) as usize,
             window: args.window.unwrap_or(window),
@@ -68,18 +69,38 @@ impl Spec {
         })
     }
 
+    pub(super) fn soak(args: &BenchSoakArgs, settings: &Settings) -> Result<Self, Failure> {
+        let [worker, requester] = two_threads(settings)?;
+        Ok(Spec {
+            payload: args.payload as usize,
+            window: args.window,
+            run: args.length,
+            pairs: 0,
+            worker,
+            requester,
+        })
+    }
+
     pub(super) fn method(&self, loop_words: &str) -> String {
         format!(
-            "{loop_words}, {} B echo, encrypted, worker on core {}, requester on core {}, {:?} \
-             idle, {:?}; {} interleaved pairs of {:.1} s each after {} ms warm-up, medians",
+            "{loop_words}, {} B echo, encrypted, {}; {} interleaved pairs of {:.1} s each after {} \
+             ms warm-up, medians",
             self.payload,
+            self.placement(),
+            self.pairs,
+            self.run.as_secs_f64(),
+            WARM_UP.as_millis(),
+        )
+    }
+
+    /// Which threads run where, and how.
+    pub(super) fn placement(&self) -> String {
+        format!(
+            "worker on core {}, requester on core {}, {:?} idle, {:?}",
             core_of(&self.worker),
             core_of(&self.requester),
             self.worker.idle,
             self.worker.io,
-            self.pairs,
-            self.run.as_secs_f64(),
-            WARM_UP.as_millis(),
         )
     }
 
@@ -91,6 +112,15 @@ impl Spec {
     }
 }
 
+/// Worker and requester, spinning unless something else is set, each on a core of its own.
+fn two_threads(settings: &Settings) -> Result<[Threads; 2], Failure> {
+    let mut threads = host::threads(settings)?;
+    if !settings.is_set(s::IDLE) {
+        threads.idle = Idle::Spin;
+    }
+    Ok(on_two_cores(settings, threads))
+}
+
 fn core_of(threads: &Threads) -> String {
     threads
         .cores
@@ -98,55 +128,128 @@ fn core_of(threads: &Threads) -> String {
         .map_or_else(|| "any".to_owned(), usize::to_string)
 }
 
+/// Two nodes of this process and the market between them.
+pub(super) struct Subject {
+    registry: RegistryHandle,
+    worker: Node,
+    requester: Node,
+}
+
+impl Subject {
+    /// Starts it; the worker grants up to `credits` slots.
+    pub(super) fn start(spec: &Spec, credits: u32) -> Result<Self, Failure> {
+        let registry = market::start_in_memory()?;
+        let skill = skills::built_in("echo", AcceptFrom::Trusted)
+            .map_err(|error| Failure::environment(error.to_string()))?;
+        let worker = NodeConfig {
+            skills: vec![skill],
+            task_ready: true,
+            credits,
+            ..host::bare_node(registry.tcp_addr(), throw_away()?, spec.worker.clone())
+        };
+        let requester = host::bare_node(registry.tcp_addr(), throw_away()?, spec.requester.clone());
+        let (worker, requester) = match start_both(worker, requester) {
+            Ok(both) => both,
+            Err(failure) => {
+                registry.shutdown();
+                return Err(failure);
+            }
+        };
+        let subject = Subject {
+            registry,
+            worker,
+            requester,
+        };
+        match wait_advertised(&subject.requester, "echo") {
+            Ok(_) => Ok(subject),
+            Err(failure) => {
+                // Why it could not start matters; how it stopped adds nothing to it.
+                let _ = subject.stop();
+                Err(failure)
+            }
+        }
+    }
+
+    /// One engagement with up to `window` tasks outstanding, to its end. The job is dropped, so that
+    /// it tells what it measured. `look` is called ten times a second.
+    pub(super) fn engage(
+        &self,
+        job: Box<dyn Job>,
+        window: u32,
+        duration_s: u32,
+        look: &mut dyn FnMut(),
+    ) -> Result<Followed, Failure> {
+        let events = self.requester.engage(EngageRequest {
+            skill: "echo".to_owned(),
+            filters: Vec::new(),
+            min_polo: i64::MIN,
+            tasks: TASKS_MAX,
+            concurrency: window,
+            duration_s,
+            accept_deadline_ms: 10_000,
+            job,
+        })?;
+        // The timeline of a benchmark's engagement is of no interest, and signals end the process.
+        let mut quiet = Output::quiet();
+        let interrupts = Interrupts::signals(crossbeam::channel::never());
+        let mut followed = engage::follow(
+            &events,
+            &mut quiet,
+            &mut Timeline::start(),
+            &interrupts,
+            &mut |_| look(),
+        )?;
+        drop(followed.end.job.take());
+        Ok(followed)
+    }
+
+    /// What both nodes have dropped so far, by reason.
+    pub(super) fn drops(&self) -> Result<BTreeMap<String, u64>, Failure> {
+        let mut drops: BTreeMap<String, u64> = BTreeMap::new();
+        for node in [&self.worker, &self.requester] {
+            let counters = node.status()?.counters;
+            for (name, count) in counters.into_iter().filter(|(name, _)| is_drop(name)) {
+                *drops.entry(name).or_default() += count;
+            }
+        }
+        Ok(drops)
+    }
+
+    pub(super) fn stop(self) -> Result<(), Failure> {
+        let stopped = [self.requester.shutdown(), self.worker.shutdown()];
+        self.registry.shutdown();
+        for result in stopped {
+            result?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a counter counts something that was dropped for one reason.
+fn is_drop(counter: &str) -> bool {
+    counter.starts_with("dropped_") || counter == "out_of_buffers"
+}
+
 /// One run of the subject, from nothing to nothing.
 pub(super) fn measure(spec: &Spec) -> Result<Loaded, Failure> {
-    let registry = market::start_in_memory()?;
-    let skill = skills::built_in("echo", AcceptFrom::Trusted)
-        .map_err(|error| Failure::environment(error.to_string()))?;
-    let worker = NodeConfig {
-        skills: vec![skill],
-        task_ready: true,
-        credits: spec.window,
-        ..host::bare_node(registry.tcp_addr(), throw_away()?, spec.worker.clone())
-    };
-    let requester = host::bare_node(registry.tcp_addr(), throw_away()?, spec.requester.clone());
-    let (worker, requester) = start_both(worker, requester)?;
-    let loaded = wait_advertised(&requester, "echo").and_then(|_| load(spec, &requester));
-    let stopped = [requester.shutdown(), worker.shutdown()];
-    registry.shutdown();
+    let subject = Subject::start(spec, spec.window)?;
+    let loaded = load(spec, &subject);
+    let stopped = subject.stop();
     let loaded = loaded?;
-    for result in stopped {
-        result?;
-    }
+    stopped?;
     Ok(loaded)
 }
 
-fn load(spec: &Spec, requester: &Node) -> Result<Loaded, Failure> {
-    let payload: Vec<u8> = (0_u8..=255).cycle().take(spec.payload).collect();
+fn load(spec: &Spec, subject: &Subject) -> Result<Loaded, Failure> {
     let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     let (report, reported) = bounded(1);
-    let job = Load::new(payload, nanos(WARM_UP), nanos(spec.run), report);
-    let events = requester.engage(EngageRequest {
-        skill: "echo".to_owned(),
-        filters: Vec::new(),
-        min_polo: i64::MIN,
-        tasks: u64::from(u32::MAX),
-        concurrency: spec.window,
-        duration_s: DURATION_S,
-        accept_deadline_ms: 10_000,
-        job: Box::new(job),
-    })?;
-    // The timeline of a benchmark's engagement is of no interest, and signals end the process.
-    let mut quiet = Output::quiet();
-    let interrupts = Interrupts::signals(crossbeam::channel::never());
-    let mut followed = engage::follow(
-        &events,
-        &mut quiet,
-        &mut Timeline::start(),
-        &interrupts,
-        &mut |_| {},
-    )?;
-    drop(followed.end.job.take());
+    let job = Load::new(
+        payload_of(spec.payload),
+        nanos(WARM_UP),
+        nanos(spec.run),
+        report,
+    );
+    let followed = subject.engage(Box::new(job), spec.window, DURATION_S, &mut || {})?;
     let loaded = reported
         .recv()
         .map_err(|_| Failure::environment("the job was lost"))?;
@@ -160,4 +263,9 @@ fn load(spec: &Spec, requester: &Node) -> Result<Loaded, Failure> {
         )),
         None => Ok(loaded),
     }
+}
+
+/// Bytes that differ from their neighbours.
+pub(super) fn payload_of(len: usize) -> Vec<u8> {
+    (0_u8..=255).cycle().take(len).collect()
 }

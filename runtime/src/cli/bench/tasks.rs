@@ -3,16 +3,23 @@
 use std::time::Duration;
 
 use ramjet_bench::arms::{self, GsoEcho};
-use ramjet_bench::report::{CaseReport, Compares};
+use ramjet_bench::report::Compares;
 
+use super::super::bench_args::BenchTasksArgs;
 use super::super::exit::Failure;
 use super::super::jobs::Loaded;
 use super::super::output::{Output, per_second};
-use super::arm_failure;
+use super::super::settings::Settings;
 use super::compared::Pairs;
 use super::subject::Spec;
+use super::{Figures, arm_failure};
 
-pub(super) fn run(spec: &Spec, output: &mut Output) -> Result<CaseReport, Failure> {
+pub(super) fn run(
+    args: &BenchTasksArgs,
+    settings: &Settings,
+    output: &mut Output,
+) -> Result<Figures, Failure> {
+    let spec = &Spec::tasks(&args.run, settings)?;
     let control = GsoEcho {
         duration: spec.run,
         cores: spec.cores(),
@@ -24,6 +31,8 @@ pub(super) fn run(spec: &Spec, output: &mut Output) -> Result<CaseReport, Failur
         spec,
         name: "tasks",
         compares: Compares::TasksPerS,
+        disturbed: args.disturbed,
+        twin: args.twin,
     };
     pairs.run(output, figure, || {
         Ok(arms::gso_echo(&control).map_err(arm_failure)?.per_s)

@@ -119,7 +119,7 @@ mod tests {
             [0; 64],
             Timing {
                 round_trip_ns: 500,
-                busy_ns: 0,
+                ..Timing::default()
             },
         );
         // One task every 50 ns from 10,000 on, answered at once.

@@ -5,12 +5,14 @@
 //! | [`Verify`] | lines, over and over, up to a number | compares it with the one expected |
 //! | [`Collect`] | some lines once | hands it to a printer, bounded by what is printed |
 //! | [`Load`] | one payload until a moment | compares it, counts |
+//! | [`OpenLoop`] | one payload at moments laid down before | compares it, times it from its moment |
 //!
 //! Each runs on a worker thread and blocks nowhere. What it measured arrives when it is dropped, so
 //! it arrives in every case, once.
 
 mod collect;
 mod load;
+mod open_loop;
 mod verify;
 
 use std::collections::BTreeMap;
@@ -25,6 +27,7 @@ pub use collect::{
     Batch, Collect, CollectPlan, Collected, Flow, REORDER_BYTES_MAX, REORDER_LINES_MAX,
 };
 pub use load::{Load, Loaded};
+pub use open_loop::{Intervals, OpenLoop, OpenLoopPlan, OpenLooped, Pace, Stages};
 pub use verify::{Expected, Verify};
 
 /// What a job has measured.

@@ -189,6 +189,7 @@ mod tests {
         let timing = Timing {
             round_trip_ns: 2_000,
             busy_ns: 1_000,
+            ..Timing::default()
         };
         let mut space = [0; 64];
         for (token, line) in (0..).zip(["a", "bb", "ccc", "a", "bb"]) {
