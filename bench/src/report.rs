@@ -20,6 +20,19 @@ pub enum Compares {
     P50Us,
 }
 
+/// What a task cost the worker that ran it, and how it travelled.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct WorkerCost {
+    /// Nanoseconds of the worker's thread for a task; turns in which nothing happened are not in it.
+    pub cpu_ns_per_task: f64,
+    /// System calls of the worker's thread for a task.
+    pub system_calls_per_task: f64,
+    /// Tasks for each datagram that the worker sent.
+    pub tasks_per_datagram: f64,
+    /// Mean length of those datagrams, in bytes of UDP payload.
+    pub datagram_len: f64,
+}
+
 /// One measured case.
 #[derive(Clone, Debug, Serialize)]
 pub struct CaseReport {
@@ -47,6 +60,8 @@ pub struct CaseReport {
     pub method: String,
     /// Whether the machine was busy with something else, and with what.
     pub quiet: Option<Quiet>,
+    /// What a task cost its worker, where that was counted.
+    pub worker: Option<WorkerCost>,
     /// What a reader must know.
     pub note: Option<String>,
 }
@@ -68,6 +83,7 @@ impl CaseReport {
             ratio_high: None,
             method: method.into(),
             quiet: None,
+            worker: None,
             note: arm.details.note.clone(),
         }
     }
@@ -96,6 +112,7 @@ impl CaseReport {
             ratio_high: Some(summary.ratio_high),
             method: method.into(),
             quiet: None,
+            worker: None,
             note: None,
         }
     }
@@ -179,6 +196,16 @@ fn remarks(case: &CaseReport) -> Vec<String> {
         lines.push(format!(
             "disturbed, repeat it: {}",
             quiet.reasons.join(", ")
+        ));
+    }
+    if let Some(worker) = &case.worker {
+        lines.push(format!(
+            "a task cost the worker {:.0} CPU-ns and {:.3} system calls; {:.1} tasks a datagram of \
+             {:.0} bytes",
+            worker.cpu_ns_per_task,
+            worker.system_calls_per_task,
+            worker.tasks_per_datagram,
+            worker.datagram_len,
         ));
     }
     lines.extend(case.note.clone());

@@ -69,6 +69,9 @@ pub struct NodeConfig {
     /// Most frames in a datagram: [`u16::MAX`] for as many as fit; 1 for a datagram a task, which
     /// costs throughput and is there to be measured.
     pub frames_per_datagram_max: u16,
+    /// Longest datagram to try on a path, in bytes of UDP payload; 1,400 or less tries none beyond
+    /// the 1,400 that every path is taken to carry.
+    pub datagram_len_max: usize,
     /// Where the spool and the pinned registry key live; `None` keeps both in memory (throw-away).
     pub state: Option<PathBuf>,
     /// The local socket, if it serves one.

@@ -36,26 +36,41 @@ pub struct PathSearch {
     unanswered: u8,
     /// Whether the last probe was of the next length, not of the one in use.
     raising: bool,
+    /// Place in [`PATH_LENS`] of the longest length to try.
+    top: u8,
     due: Time,
 }
 
-impl Default for PathSearch {
-    fn default() -> Self {
+impl PathSearch {
+    /// Not begun; will not try datagrams longer than `len_max`.
+    pub fn new(len_max: usize) -> Self {
+        let longer = PATH_LENS.iter().skip(1).filter(|len| **len <= len_max);
         PathSearch {
             held: 0,
             unanswered: 0,
             raising: true,
+            top: u8::try_from(longer.count()).expect("a few lengths"),
             due: Time::NEVER,
         }
     }
-}
 
-impl PathSearch {
     /// Begins to search: the peer is known to understand PROBE.
     pub fn begin(&mut self, now: Time) {
-        if self.due == Time::NEVER {
+        if self.due == Time::NEVER && self.top > 0 {
             self.due = now;
         }
+    }
+
+    /// Forgets what was found: the path may be another. A search that was begun begins again.
+    pub fn restart(&mut self, now: Time) {
+        let begun = self.due != Time::NEVER;
+        *self = PathSearch {
+            held: 0,
+            unanswered: 0,
+            raising: true,
+            top: self.top,
+            due: if begun { now } else { Time::NEVER },
+        };
     }
 
     /// Longest datagram that may be sent, in bytes of UDP payload.
@@ -119,7 +134,7 @@ impl PathSearch {
         self.unanswered = 0;
         if self.raising {
             self.held += 1;
-            self.raising = usize::from(self.held) + 1 < PATH_LENS.len();
+            self.raising = self.held < self.top;
         }
         self.due = if self.raising {
             now
@@ -154,7 +169,7 @@ mod tests {
     #[test]
     fn it_finds_what_the_path_carries() {
         for (limit, found) in [(1_400, 0), (9_000, 1), (65_000, 2)] {
-            let mut search = PathSearch::default();
+            let mut search = PathSearch::new(usize::MAX);
             assert_eq!(search.next_probe(Time::NEVER), None, "not begun");
             search.begin(Time::ZERO);
             let probes = walk(&mut search, Time::ZERO, Duration::from_secs(3), limit);
@@ -164,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_path_that_shrinks_sends_it_back_to_the_base() {
-        let mut search = PathSearch::default();
+        let mut search = PathSearch::new(usize::MAX);
         search.begin(Time::ZERO);
         walk(&mut search, Time::ZERO, Duration::from_secs(1), 65_000);
         assert_eq!(search.len(), PATH_LENS[2]);
@@ -177,8 +192,31 @@ mod tests {
     }
 
     #[test]
+    fn it_tries_no_longer_than_it_may() {
+        for (len_max, found) in [(1_400, 0), (10_000, 1)] {
+            let mut search = PathSearch::new(len_max);
+            search.begin(Time::ZERO);
+            let probes = walk(&mut search, Time::ZERO, Duration::from_secs(3), 65_000);
+            assert_eq!(search.len(), PATH_LENS[found], "{probes:?}");
+            assert!(probes.iter().all(|length| *length <= len_max), "{probes:?}");
+        }
+    }
+
+    #[test]
+    fn a_restart_searches_again_if_it_had_begun() {
+        let mut search = PathSearch::new(usize::MAX);
+        search.restart(Time::ZERO);
+        assert_eq!(search.due(), Time::NEVER);
+        search.begin(Time::ZERO);
+        walk(&mut search, Time::ZERO, Duration::from_secs(1), 65_000);
+        let later = Time::ZERO + Duration::from_secs(1);
+        search.restart(later);
+        assert_eq!((search.len(), search.due()), (PATH_LENS[0], later));
+    }
+
+    #[test]
     fn an_answer_to_no_probe_changes_nothing() {
-        let mut search = PathSearch::default();
+        let mut search = PathSearch::new(usize::MAX);
         assert_eq!(
             search.acknowledged(Time::ZERO, 8_900),
             Err(DropReason::Stale)

@@ -76,12 +76,33 @@ pub struct ReportArgs {
     pub report_json: Option<PathBuf>,
 }
 
+/// What `ramjet bench tasks` is held to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TasksControl {
+    /// The segmented echo with AES-256-GCM, over datagrams as long as ours, times our tasks in each:
+    /// what the kernel and the cipher leave us
+    Cipher,
+    /// The segmented echo without protocol and cipher, a datagram a task
+    Plain,
+    /// The same tasks over our other backend, recvmmsg and sendmmsg
+    Mmsg,
+}
+
 /// `ramjet bench tasks`.
 #[derive(Debug, Args)]
 pub struct BenchTasksArgs {
     /// What is run
     #[command(flatten)]
     pub run: BenchRunArgs,
+    /// What it is held to; a case for each
+    #[arg(long = "control", value_enum, default_value = "cipher", value_name = "ARM")]
+    pub controls: Vec<TasksControl>,
+    /// Most tasks in a datagram [default: as many as fit]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub tasks_per_datagram: Option<u16>,
+    /// Longest datagram to try on the path, in bytes [default: what loopback carries]
+    #[arg(long, value_name = "N")]
+    pub datagram_len_max: Option<usize>,
     /// Also run the control against itself: what ratio this machine reports when nothing differs
     #[arg(long)]
     pub twin: bool,

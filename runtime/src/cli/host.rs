@@ -198,6 +198,7 @@ pub fn bare_node(registry: SocketAddr, identity: Identity, threads: Threads) -> 
         pool_threads: 1,
         tunnels_max: 1_024,
         frames_per_datagram_max: u16::MAX,
+        datagram_len_max: usize::MAX,
         state: None,
         socket: None,
     }

@@ -369,6 +369,7 @@ impl Shell {
                 beacon: self.config.beacon,
                 tunnels_max: self.config.tunnels_max,
                 frames_per_datagram_max: self.config.frames_per_datagram_max,
+                datagram_len_max: self.config.datagram_len_max,
             });
         if uses_pool(&self.config.skills) {
             let pool = Pool::start(self.config.pool_threads, self.config.workers)

@@ -60,6 +60,8 @@ counters! {
     Turns => "turns",
     /// Datagrams that asked how long a datagram a path carries.
     PathProbes => "path_probes",
+    /// Nanoseconds in turns that did something: spinning and sleeping are not in it.
+    BusyNs => "busy_ns",
     /// Times the worker slept.
     Parks => "parks",
     /// Times the kernel found no receive buffer.

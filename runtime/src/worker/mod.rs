@@ -116,6 +116,8 @@ pub struct WorkerPlan {
     pub tunnels_max: usize,
     /// Most frames in a datagram: [`u16::MAX`] for as many as fit, 1 for a datagram a task.
     pub frames_per_datagram_max: u16,
+    /// Longest datagram to try on a path, in bytes of UDP payload.
+    pub datagram_len_max: usize,
 }
 
 /// Key exchanges taken from one source address in a second. Many nodes share an address behind NAT
@@ -225,7 +227,7 @@ fn run(
     let boxes = if uses_pool { JOBS_PER_WORKER } else { 0 };
     let rooms = Rooms {
         channels: Channels::new(plan.tunnels_max),
-        outbox: Outbox::new(plan.tunnels_max),
+        outbox: Outbox::new(plan.tunnels_max, plan.datagram_len_max),
         send: SendArena::new(),
         skills: Arc::clone(&plan.skills),
         counters: Arc::clone(&counters),

@@ -103,11 +103,11 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// Empty, for so many tunnels.
-    pub fn new(tunnels_max: usize) -> Self {
+    /// Empty, for so many tunnels, with datagrams up to `datagram_len_max` where a path carries them.
+    pub fn new(tunnels_max: usize, datagram_len_max: usize) -> Self {
         Outbox {
             open: vec![0; tunnels_max].into_boxed_slice(),
-            paths: vec![PathSearch::default(); tunnels_max].into_boxed_slice(),
+            paths: vec![PathSearch::new(datagram_len_max); tunnels_max].into_boxed_slice(),
             trains: Vec::with_capacity(usize::from(SEND_TRAINS)),
         }
     }
@@ -125,10 +125,7 @@ impl Outbox {
     /// The kernel refused a datagram that some path was thought to carry: all begin again.
     pub fn forget_paths(&mut self, now: Time) {
         for path in &mut self.paths {
-            if path.due() != Time::NEVER {
-                *path = PathSearch::default();
-                path.begin(now);
-            }
+            path.restart(now);
         }
     }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ramjet_proto::fault::DropReason;
-use ramjet_proto::frame::path::PathSearch;
 use ramjet_proto::ids::NodeId;
 use ramjet_proto::time::Time;
 use ramjet_proto::tunnel::{Received, TunnelEvent, Tunnels};
@@ -79,9 +78,15 @@ impl<B: Io> Worker<B> {
     /// # Errors
     /// What the kernel says when the backend cannot go on.
     pub(super) fn run(&mut self) -> std::io::Result<()> {
+        let (mut worked, mut began) = (false, clock::now());
         while !self.stop {
             let now = clock::now();
-            let mut worked = self.harvest();
+            if worked {
+                let busy_ns = now.nanos_since(began);
+                self.rooms.counters.add(Counter::BusyNs, busy_ns);
+            }
+            began = now;
+            worked = self.harvest();
             self.walk(now);
             worked |= self.read_mail(now);
             // The walk may have taken long.
@@ -347,7 +352,7 @@ impl<B: Io> Worker<B> {
             }
             TunnelEvent::Established { tunnel, .. } => {
                 // The index may have had another tenant.
-                *self.rooms.outbox.path(tunnel) = PathSearch::default();
+                self.rooms.outbox.path(tunnel).restart(now);
                 self.rooms.timers_due = now;
             }
             TunnelEvent::Lost { peer } => self.rooms.peer_lost(peer),

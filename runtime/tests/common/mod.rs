@@ -224,6 +224,7 @@ impl Bare {
                 beacon: None,
                 tunnels_max: 64,
                 frames_per_datagram_max: u16::MAX,
+                datagram_len_max: usize::MAX,
             })
             .collect();
         let pool = (placement == Placement::Pool).then(|| Pool::start(2, workers).expect("a pool"));

@@ -10,7 +10,7 @@ use ramjet_bench::facts::{Quiet, Watch};
 use ramjet_bench::latencies::curve;
 use ramjet_bench::page::Curve;
 use ramjet_bench::pairs::{PairError, PairSummary, Patience, Watched, interleave_watched};
-use ramjet_bench::report::{CaseReport, Compares};
+use ramjet_bench::report::{CaseReport, Compares, WorkerCost};
 
 use super::super::bench_args::DisturbedArgs;
 use super::super::exit::{Exit, Failure};
@@ -25,6 +25,7 @@ pub(super) struct Pairs<'a> {
     pub(super) spec: &'a Spec,
     pub(super) name: &'static str,
     pub(super) compares: Compares,
+    pub(super) control_name: &'a str,
     pub(super) disturbed: DisturbedArgs,
     /// Whether the control also runs against itself.
     pub(super) twin: bool,
@@ -62,7 +63,7 @@ impl Pairs<'_> {
             "{} echo {} B window {}",
             self.name, spec.payload, spec.window
         );
-        let mut case = self.case(name.clone(), &watched, quiet, self.control_name());
+        let mut case = self.case(name.clone(), &watched, quiet, self.control_name);
         let median = |of: &dyn Fn(&Loaded) -> f64| {
             let mut values: Vec<f64> = runs.iter().map(|run| of(run)).collect();
             values.sort_by(f64::total_cmp);
@@ -72,6 +73,7 @@ impl Pairs<'_> {
             median(&|run| per_second(run.results, Duration::from_nanos(run.elapsed_ns)));
         case.p50_us = median(&|run| micros(run.measured.quantile_ns(0.5)));
         case.p99_us = median(&|run| micros(run.measured.quantile_ns(0.99)));
+        case.worker = cost(&runs);
         let mut cases = vec![case];
         if self.twin {
             cases.push(self.run_twin(&control)?);
@@ -160,15 +162,6 @@ impl Pairs<'_> {
         });
         case
     }
-
-    fn control_name(&self) -> &'static str {
-        match self.compares {
-            Compares::TasksPerS => {
-                "raw GSO echo over io_uring, no protocol, no cipher, a datagram a task"
-            }
-            Compares::P50Us => "raw UDP round trip, spinning, no protocol, no cipher",
-        }
-    }
 }
 
 /// How far the ratio of two equal things lies from 1, by the far end of its interval.
@@ -176,6 +169,13 @@ fn noise_floor(twin: &PairSummary) -> f64 {
     (1.0 - twin.ratio_low)
         .abs()
         .max((twin.ratio_high - 1.0).abs())
+}
+
+/// What a task cost the worker, by the median run.
+fn cost(runs: &[&Loaded]) -> Option<WorkerCost> {
+    let mut costs: Vec<WorkerCost> = runs.iter().filter_map(|run| run.cost()).collect();
+    costs.sort_by(|one, other| one.cpu_ns_per_task.total_cmp(&other.cpu_ns_per_task));
+    costs.get(costs.len() / 2).copied()
 }
 
 fn together(runs: &[&Loaded]) -> Histogram<u64> {

@@ -11,6 +11,7 @@ use super::super::settings::Settings;
 use super::compared::Pairs;
 use super::subject::Spec;
 use super::{Figures, arm_failure};
+use crate::worker::Idle;
 
 pub(super) fn run(
     args: &BenchLatencyArgs,
@@ -18,16 +19,28 @@ pub(super) fn run(
     output: &mut Output,
 ) -> Result<Figures, Failure> {
     let spec = &Spec::latency(&args.run, settings)?;
+    // What sleeps is held to what sleeps.
+    let (mode, control_name) = match spec.worker.idle {
+        Idle::Park => (
+            WaitMode::Blocking,
+            "raw UDP round trip, blocking, no protocol, no cipher",
+        ),
+        Idle::Spin | Idle::Adaptive => (
+            WaitMode::Spinning,
+            "raw UDP round trip, spinning, no protocol, no cipher",
+        ),
+    };
     let control = RoundTrip {
         duration: spec.run,
         cores: spec.cores(),
-        ..RoundTrip::new(WaitMode::Spinning, Payload::bytes(spec.payload))
+        ..RoundTrip::new(mode, Payload::bytes(spec.payload))
     };
     let figure = |loaded: &Loaded| micros(loaded.measured.quantile_ns(0.5));
     let pairs = Pairs {
         spec,
         name: "latency",
         compares: Compares::P50Us,
+        control_name,
         disturbed: args.disturbed,
         twin: args.twin,
     };

@@ -118,6 +118,7 @@ fn cipher_case(cost: &arms::AesCost) -> CaseReport {
             cost.datagrams, cost.seal_ns, cost.open_ns
         ),
         quiet: None,
+        worker: None,
         note: None,
     }
 }

@@ -41,6 +41,10 @@ pub(super) struct Spec {
     pub(super) pairs: usize,
     pub(super) worker: Threads,
     pub(super) requester: Threads,
+    /// Most tasks in a datagram.
+    pub(super) frames_per_datagram_max: u16,
+    /// Longest datagram to try.
+    pub(super) datagram_len_max: usize,
 }
 
 impl Spec {
@@ -66,6 +70,8 @@ impl Spec {
             pairs: args.pairs as usize,
             worker,
             requester,
+            frames_per_datagram_max: u16::MAX,
+            datagram_len_max: usize::MAX,
         })
     }
 
@@ -78,6 +84,8 @@ impl Spec {
             pairs: 0,
             worker,
             requester,
+            frames_per_datagram_max: u16::MAX,
+            datagram_len_max: usize::MAX,
         })
     }
 
@@ -145,9 +153,15 @@ impl Subject {
             skills: vec![skill],
             task_ready: true,
             credits,
+            frames_per_datagram_max: spec.frames_per_datagram_max,
+            datagram_len_max: spec.datagram_len_max,
             ..host::bare_node(registry.tcp_addr(), throw_away()?, spec.worker.clone())
         };
-        let requester = host::bare_node(registry.tcp_addr(), throw_away()?, spec.requester.clone());
+        let requester = NodeConfig {
+            frames_per_datagram_max: spec.frames_per_datagram_max,
+            datagram_len_max: spec.datagram_len_max,
+            ..host::bare_node(registry.tcp_addr(), throw_away()?, spec.requester.clone())
+        };
         let (worker, requester) = match start_both(worker, requester) {
             Ok(both) => both,
             Err(failure) => {
@@ -234,8 +248,10 @@ fn is_drop(counter: &str) -> bool {
 pub(super) fn measure(spec: &Spec) -> Result<Loaded, Failure> {
     let subject = Subject::start(spec, spec.window)?;
     let loaded = load(spec, &subject);
+    let counted = subject.worker.status();
     let stopped = subject.stop();
-    let loaded = loaded?;
+    let mut loaded = loaded?;
+    loaded.worker = counted?.counters;
     stopped?;
     Ok(loaded)
 }

@@ -1,6 +1,9 @@
 //! One payload until a moment: the closed loop of a benchmark.
 
+use std::collections::BTreeMap;
+
 use crossbeam::channel::Sender;
+use ramjet_bench::report::WorkerCost;
 use ramjet_proto::time::Time;
 
 use super::Measured;
@@ -28,6 +31,24 @@ pub struct Loaded {
     pub elapsed_ns: u64,
     /// Faults of the whole run, and the round trips of that time.
     pub measured: Measured,
+    /// What the worker counted, over the whole run: filled in by whoever can ask it.
+    pub worker: BTreeMap<String, u64>,
+}
+
+impl Loaded {
+    /// What a task cost the worker, if it counted.
+    pub fn cost(&self) -> Option<WorkerCost> {
+        #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
+        let count = |name: &str| self.worker.get(name).map(|count| *count as f64);
+        let (tasks, datagrams) = (count("tasks_run")?, count("datagrams_sent")?);
+        (tasks > 0.0 && datagrams > 0.0).then_some(())?;
+        Some(WorkerCost {
+            cpu_ns_per_task: count("busy_ns")? / tasks,
+            system_calls_per_task: count("system_calls")? / tasks,
+            tasks_per_datagram: tasks / datagrams,
+            datagram_len: count("bytes_sent")? / datagrams,
+        })
+    }
 }
 
 impl Load {
@@ -101,6 +122,7 @@ impl Drop for Load {
             results,
             elapsed_ns,
             measured,
+            worker: BTreeMap::new(),
         });
     }
 }

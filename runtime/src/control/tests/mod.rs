@@ -144,6 +144,7 @@ fn config(toy: &Toy, seed: u8, works: bool) -> NodeConfig {
         pool_threads: 0,
         tunnels_max: 64,
         frames_per_datagram_max: u16::MAX,
+        datagram_len_max: usize::MAX,
         state: None,
         socket: None,
     }
