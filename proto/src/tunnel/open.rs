@@ -152,7 +152,7 @@ impl Tunnels {
     ) -> Received<'b> {
         let packet_len = sealed.body.len() - TAG_LEN;
         let packet = &mut sealed.body[..packet_len];
-        let (header, payload_len) = match PacketFields::parse(packet) {
+        let (header, payload_len) = match PacketFields::parse_authenticated(packet) {
             Ok(parsed) => parsed,
             Err(reason) => return Received::Dropped(reason),
         };

@@ -127,15 +127,26 @@ impl PacketFields {
     /// [`DropReason::BadPacket`] for a short packet or a wrong version,
     /// [`DropReason::BadChecksum`], [`DropReason::UnknownProtocol`].
     pub fn parse(packet: &[u8]) -> Result<(PacketFields, usize), DropReason> {
+        let (fields, payload_len) = PacketFields::parse_authenticated(packet)?;
+        let (header, rest) =
+            PacketHeader::ref_from_prefix(packet).map_err(|_| DropReason::BadPacket)?;
+        if checksum(header, &rest[..payload_len]) != header.checksum.get() {
+            return Err(DropReason::BadChecksum);
+        }
+        Ok((fields, payload_len))
+    }
+
+    /// As [`Self::parse`], for a packet out of a sealed datagram: the tag has just proved every byte
+    /// that the checksum covers, and more strongly, so the checksum is not computed again.
+    ///
+    /// # Errors
+    /// [`DropReason::BadPacket`], [`DropReason::UnknownProtocol`].
+    pub fn parse_authenticated(packet: &[u8]) -> Result<(PacketFields, usize), DropReason> {
         let (header, rest) =
             PacketHeader::ref_from_prefix(packet).map_err(|_| DropReason::BadPacket)?;
         let payload_len = usize::from(header.payload_len.get());
-        let payload = rest.get(..payload_len).ok_or(DropReason::BadPacket)?;
-        if header.version_and_flags >> 4 != VERSION {
+        if payload_len > rest.len() || header.version_and_flags >> 4 != VERSION {
             return Err(DropReason::BadPacket);
-        }
-        if checksum(header, payload) != header.checksum.get() {
-            return Err(DropReason::BadChecksum);
         }
         let fields = PacketFields {
             flags: header.version_and_flags & 0x0F,

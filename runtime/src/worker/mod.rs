@@ -249,6 +249,7 @@ fn run(
         outstanding: 0,
         frame_len: 0,
         at: clock::now(),
+        unread: 0,
     };
     let tunnels = Tunnels::new(TunnelConfig {
         node: plan.node,

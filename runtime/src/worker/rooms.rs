@@ -17,6 +17,7 @@ use ramjet_proto::ids::{ChannelId, NodeId};
 use ramjet_proto::time::Time;
 use ramjet_proto::tunnel::{Opened, TunnelHandle};
 use ramjet_proto::wire::header::Protocol;
+use ramjet_proto::wire::limits::FRAME_HEADER_LEN;
 
 use super::arena::SendArena;
 use super::channels::{Channels, End};
@@ -30,6 +31,9 @@ use crate::handler::Skill;
 
 /// Reports that wait when control's queue is full. Above it, repeatable ones are dropped.
 const BACKLOG_MAX: usize = 65_536;
+
+/// Bytes opened between two looks at the clock: some microseconds of work.
+const CLOCK_EVERY_LEN: usize = 2_048;
 
 /// The way to control, which may be busy.
 pub struct Reporter {
@@ -123,9 +127,11 @@ pub struct Rooms {
     pub outstanding: usize,
     /// Bytes of the last packet's payload for each of its frames.
     pub frame_len: usize,
-    /// The clock as it was last read: once a packet, and when an inline task ends, which is when the
-    /// next of the packet starts.
+    /// The clock as it was last read: when a batch begins, every [`CLOCK_EVERY_LEN`] bytes of it, and
+    /// when an inline task ends, which is when the next starts.
     pub at: Time,
+    /// Bytes opened since.
+    pub unread: usize,
 }
 
 /// A place for frames to one tunnel, from the fields it needs, so that the channel can be borrowed
@@ -140,6 +146,12 @@ pub fn sink<'a>(
 }
 
 impl Rooms {
+    /// Reads the clock.
+    pub fn read_clock(&mut self) {
+        self.at = clock::now();
+        self.unread = 0;
+    }
+
     /// Room 4: the frames of one packet, in order. `now` is when its batch arrived.
     pub fn packet(&mut self, now: Time, opened: &Opened<'_>) {
         let header = &opened.header;
@@ -156,10 +168,15 @@ impl Rooms {
             }
         };
         self.counters.add(Counter::DatagramsDelivered, 1);
-        self.at = clock::now();
         let mut frames = 0;
         for frame in train {
             frames += 1;
+            if self.unread >= CLOCK_EVERY_LEN {
+                self.read_clock();
+            }
+            if let Ok(frame) = &frame {
+                self.unread += FRAME_HEADER_LEN + frame.payload.len();
+            }
             let used = frame.and_then(|frame| self.frame(now, opened.tunnel, opened.peer, &frame));
             if let Err(reason) = used {
                 self.counters.drop_frame(reason);

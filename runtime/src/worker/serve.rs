@@ -279,6 +279,7 @@ impl Rooms {
         };
         let outcome = run_guarded(handler.as_ref(), frame.payload, space);
         self.at = clock::now();
+        self.unread = 0;
         let busy_ns = self.at.nanos_since(started);
         let (answered, len) = split(outcome);
         let head = slots.answer(admitted, answered, busy_ns, started, &space[..len]);
@@ -360,6 +361,7 @@ impl Rooms {
         let mut result = vec![0; result_len_max];
         let outcome = run_guarded(handler.as_ref(), payload.bytes(), &mut result);
         self.at = clock::now();
+        self.unread = 0;
         let busy_ns = self.at.nanos_since(started);
         let (answered, len) = split(outcome);
         result.truncate(len);

@@ -10,7 +10,7 @@ use ramjet_proto::time::Time;
 use ramjet_proto::tunnel::{Received, TunnelEvent, Tunnels};
 use ramjet_proto::wire::limits::{RECEIVED_LEN_MAX, SEALED_HEADER_LEN};
 
-use super::arena::ReceiveArena;
+use super::arena::{ReceiveArena, TRAIN_DATAGRAMS_MAX};
 use super::clock;
 use super::counters::Counter;
 use super::io::{Events, HARVEST_MAX, Incoming, Io, Outgoing};
@@ -86,6 +86,8 @@ impl<B: Io> Worker<B> {
                 self.rooms.counters.add(Counter::BusyNs, busy_ns);
             }
             began = now;
+            self.rooms.at = now;
+            self.rooms.unread = 0;
             worked = self.harvest();
             self.walk(now);
             worked |= self.read_mail(now);
@@ -171,6 +173,8 @@ impl<B: Io> Worker<B> {
 
     fn train(&mut self, now: Time, incoming: &Incoming, stretch: &mut Stretch) {
         let counters = Arc::clone(&self.rooms.counters);
+        // Small datagrams fill a train before they fill its bytes.
+        let stretch_len = stretch.len.min(TRAIN_DATAGRAMS_MAX * incoming.segment);
         let end = incoming.offset + incoming.len;
         let mut start = incoming.offset;
         // An empty datagram is still one.
@@ -200,7 +204,7 @@ impl<B: Io> Worker<B> {
                 }
             }
             stretch.opened += stop - start;
-            if stretch.opened >= stretch.len {
+            if stretch.opened >= stretch_len {
                 stretch.opened = 0;
                 let now = clock::now();
                 self.rooms.pump(now);
