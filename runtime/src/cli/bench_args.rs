@@ -6,8 +6,9 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
 use ramjet_bench::schedule::{Arrivals, RATE_MAX, RATE_MIN};
 
-use super::arg_groups::ThreadArgs;
+use super::arg_groups::{IdentityArgs, MarketArgs, ThreadArgs};
 use super::args::{duration, seconds};
+use super::settings::Layer;
 
 /// `ramjet bench`.
 #[derive(Debug, Args)]
@@ -44,13 +45,40 @@ pub struct BenchRunArgs {
     /// Payload bytes [default: 64; 256 for latency with one outstanding]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1200))]
     pub payload: Option<u32>,
-    /// Tasks outstanding at a time [default: 1024 for tasks, 1 for latency; an open loop may have up
-    /// to so many, default 1024, on a ladder the best of 256, 1024 and 4096]
+    /// Tasks outstanding at a time [default: 1024 for tasks, 1 for latency; an open loop may have
+    /// up to so many, default 1024, on a ladder the best of 256, 1024 and 4096]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub window: Option<u32>,
     /// How workers run [default: pinned to two cores, spin]
     #[command(flatten)]
     pub threads: ThreadArgs,
+}
+
+/// What is asked of whom.
+#[derive(Debug, Default, Args)]
+pub struct TargetArgs {
+    /// Skill to use: a built-in one, or with --registry any that a worker offers [default: echo]
+    #[arg(long, value_name = "NAME")]
+    pub skill: Option<String>,
+    /// What each task carries, instead of made-up bytes
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["payload", "data_file"])]
+    pub data: Option<String>,
+    /// File with what each task carries; - is standard input
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(conflicts_with = "payload")]
+    pub data_file: Option<PathBuf>,
+    /// With --registry: who asks; without --identity and --state, somebody new
+    #[command(flatten)]
+    pub identity: IdentityArgs,
+    /// With --registry a worker of that market is measured, else one in this process
+    #[command(flatten)]
+    pub market: MarketArgs,
+}
+
+impl TargetArgs {
+    pub(super) fn layer(&self, layer: Layer) -> Layer {
+        self.identity.layer(self.market.layer(layer))
+    }
 }
 
 /// What to do about a disturbed machine.
@@ -82,6 +110,9 @@ pub struct BenchTasksArgs {
     /// What is run
     #[command(flatten)]
     pub run: BenchRunArgs,
+    /// What is asked of whom
+    #[command(flatten)]
+    pub target: TargetArgs,
     /// Also run the control against itself: what ratio this machine reports when nothing differs
     #[arg(long)]
     pub twin: bool,
@@ -99,6 +130,9 @@ pub struct BenchLatencyArgs {
     /// What is run
     #[command(flatten)]
     pub run: BenchRunArgs,
+    /// What is asked of whom
+    #[command(flatten)]
+    pub target: TargetArgs,
     /// Also run the control against itself: what ratio this machine reports when nothing differs
     #[arg(long, conflicts_with_all = ["rate", "ladder"])]
     pub twin: bool,
@@ -203,6 +237,9 @@ pub struct BenchSoakArgs {
     /// Where a report goes
     #[command(flatten)]
     pub report: ReportArgs,
+    /// What is asked of whom
+    #[command(flatten)]
+    pub target: TargetArgs,
     /// How workers run [default: pinned to two cores, spin]
     #[command(flatten)]
     pub threads: ThreadArgs,

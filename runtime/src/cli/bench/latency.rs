@@ -10,14 +10,20 @@ use super::super::output::{Output, micros};
 use super::super::settings::Settings;
 use super::compared::Pairs;
 use super::subject::Spec;
-use super::{Figures, arm_failure};
+use super::target::{Target, check_twin};
+use super::{Figures, alone, arm_failure};
 
 pub(super) fn run(
     args: &BenchLatencyArgs,
     settings: &Settings,
     output: &mut Output,
 ) -> Result<Figures, Failure> {
-    let spec = &Spec::latency(&args.run, settings)?;
+    let target = Target::of(&args.target, settings, output)?;
+    let spec = &Spec::latency(&args.run, settings)?.aimed(target);
+    if !spec.target.has_control() {
+        check_twin(args.twin)?;
+        return alone::run(spec, "latency", Compares::P50Us, args.disturbed, output);
+    }
     let control = RoundTrip {
         duration: spec.run,
         cores: spec.cores(),

@@ -1,6 +1,6 @@
 //! The subject: an in-memory registry, a worker and a requester, each node with one worker thread
 //! pinned to a core of its own, and one engagement for `echo` whose job compares every result with
-//! its payload.
+//! its payload; or a requester alone, which asks a worker of another market.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,6 +21,7 @@ use super::super::market;
 use super::super::output::Output;
 use super::super::settings::{self as s, Settings};
 use super::super::up::start_both;
+use super::target::Target;
 use crate::job::Job;
 use crate::node::{EngageRequest, Node, NodeConfig};
 use crate::skills;
@@ -41,6 +42,7 @@ pub(super) struct Spec {
     pub(super) pairs: usize,
     pub(super) worker: Threads,
     pub(super) requester: Threads,
+    pub(super) target: Target,
 }
 
 impl Spec {
@@ -66,6 +68,7 @@ impl Spec {
             pairs: args.pairs as usize,
             worker,
             requester,
+            target: Target::own_echo(),
         })
     }
 
@@ -78,14 +81,36 @@ impl Spec {
             pairs: 0,
             worker,
             requester,
+            target: Target::own_echo(),
         })
+    }
+
+    /// With another target.
+    pub(super) fn aimed(self, target: Target) -> Self {
+        let payload = target.data.as_ref().map_or(self.payload, Vec::len);
+        Spec {
+            payload,
+            target,
+            ..self
+        }
+    }
+
+    /// What a task carries.
+    pub(super) fn payload(&self) -> Vec<u8> {
+        let made_up = || (0_u8..=255).cycle().take(self.payload).collect();
+        self.target.data.clone().unwrap_or_else(made_up)
+    }
+
+    /// A task in words.
+    pub(super) fn what(&self) -> String {
+        format!("{} B {}", self.payload, self.target.skill)
     }
 
     pub(super) fn method(&self, loop_words: &str) -> String {
         format!(
-            "{loop_words}, {} B echo, encrypted, {}; {} interleaved pairs of {:.1} s each after {} \
-             ms warm-up, medians",
-            self.payload,
+            "{loop_words}, {}, encrypted, {}; {} interleaved pairs of {:.1} s each after {} ms \
+             warm-up, medians",
+            self.what(),
             self.placement(),
             self.pairs,
             self.run.as_secs_f64(),
@@ -95,12 +120,15 @@ impl Spec {
 
     /// Which threads run where, and how.
     pub(super) fn placement(&self) -> String {
+        let worker = match &self.target.remote {
+            None => format!("on core {}", core_of(&self.worker)),
+            Some(node) => format!("of the market at {}", node.registry),
+        };
         format!(
-            "worker on core {}, requester on core {}, {:?} idle, {:?}",
-            core_of(&self.worker),
+            "worker {worker}, requester on core {}, {:?} idle, {:?}",
             core_of(&self.requester),
-            self.worker.idle,
-            self.worker.io,
+            self.requester.idle,
+            self.requester.io,
         )
     }
 
@@ -128,39 +156,21 @@ fn core_of(threads: &Threads) -> String {
         .map_or_else(|| "any".to_owned(), usize::to_string)
 }
 
-/// Two nodes of this process and the market between them.
+/// A requester, and the worker and the market of this process if it asks no other.
 pub(super) struct Subject {
-    registry: RegistryHandle,
-    worker: Node,
+    own: Option<(RegistryHandle, Node)>,
     requester: Node,
+    skill: String,
 }
 
 impl Subject {
-    /// Starts it; the worker grants up to `credits` slots.
+    /// Starts it; a worker of its own grants up to `credits` slots.
     pub(super) fn start(spec: &Spec, credits: u32) -> Result<Self, Failure> {
-        let registry = market::start_in_memory()?;
-        let skill = skills::built_in("echo", AcceptFrom::Trusted)
-            .map_err(|error| Failure::environment(error.to_string()))?;
-        let worker = NodeConfig {
-            skills: vec![skill],
-            task_ready: true,
-            credits,
-            ..host::bare_node(registry.tcp_addr(), throw_away()?, spec.worker.clone())
+        let subject = match &spec.target.remote {
+            Some(node) => Subject::remote(spec, node)?,
+            None => Subject::own(spec, credits)?,
         };
-        let requester = host::bare_node(registry.tcp_addr(), throw_away()?, spec.requester.clone());
-        let (worker, requester) = match start_both(worker, requester) {
-            Ok(both) => both,
-            Err(failure) => {
-                registry.shutdown();
-                return Err(failure);
-            }
-        };
-        let subject = Subject {
-            registry,
-            worker,
-            requester,
-        };
-        match wait_advertised(&subject.requester, "echo") {
+        match wait_advertised(&subject.requester, &subject.skill) {
             Ok(_) => Ok(subject),
             Err(failure) => {
                 // Why it could not start matters; how it stopped adds nothing to it.
@@ -170,8 +180,48 @@ impl Subject {
         }
     }
 
-    /// One engagement with up to `window` tasks outstanding, to its end. The job is dropped, so that
-    /// it tells what it measured. `look` is called ten times a second.
+    fn own(spec: &Spec, credits: u32) -> Result<Self, Failure> {
+        let registry = market::start_in_memory()?;
+        let skill = skills::built_in(&spec.target.skill, AcceptFrom::Trusted)
+            .map_err(|error| Failure::environment(error.to_string()))?;
+        let worker = NodeConfig {
+            skills: vec![skill],
+            task_ready: true,
+            credits,
+            ..host::bare_node(registry.tcp_addr(), throw_away()?, spec.worker.clone())
+        };
+        let requester = host::bare_node(registry.tcp_addr(), throw_away()?, spec.requester.clone());
+        match start_both(worker, requester) {
+            Ok((worker, requester)) => Ok(Subject {
+                own: Some((registry, worker)),
+                requester,
+                skill: spec.target.skill.clone(),
+            }),
+            Err(failure) => {
+                registry.shutdown();
+                Err(failure)
+            }
+        }
+    }
+
+    fn remote(spec: &Spec, node: &NodeConfig) -> Result<Self, Failure> {
+        let threads = spec.requester.clone();
+        let node = NodeConfig {
+            workers: threads.workers,
+            cores: threads.cores,
+            io: threads.io,
+            idle: threads.idle,
+            ..node.clone()
+        };
+        Ok(Subject {
+            own: None,
+            requester: Node::start(node)?,
+            skill: spec.target.skill.clone(),
+        })
+    }
+
+    /// One engagement with up to `window` tasks outstanding, to its good end. The job is dropped,
+    /// so that it tells what it measured. `look` is called ten times a second.
     pub(super) fn engage(
         &self,
         job: Box<dyn Job>,
@@ -180,7 +230,7 @@ impl Subject {
         look: &mut dyn FnMut(),
     ) -> Result<Followed, Failure> {
         let events = self.requester.engage(EngageRequest {
-            skill: "echo".to_owned(),
+            skill: self.skill.clone(),
             filters: Vec::new(),
             min_polo: i64::MIN,
             tasks: TASKS_MAX,
@@ -200,13 +250,17 @@ impl Subject {
             &mut |_| look(),
         )?;
         drop(followed.end.job.take());
-        Ok(followed)
+        match engage::failure_of(&followed.end.outcome, &self.skill) {
+            Some(failure) => Err(failure),
+            None => Ok(followed),
+        }
     }
 
-    /// What both nodes have dropped so far, by reason.
+    /// What the nodes of this process have dropped so far, by reason.
     pub(super) fn drops(&self) -> Result<BTreeMap<String, u64>, Failure> {
         let mut drops: BTreeMap<String, u64> = BTreeMap::new();
-        for node in [&self.worker, &self.requester] {
+        let worker = self.own.iter().map(|(_, worker)| worker);
+        for node in worker.chain([&self.requester]) {
             let counters = node.status()?.counters;
             for (name, count) in counters.into_iter().filter(|(name, _)| is_drop(name)) {
                 *drops.entry(name).or_default() += count;
@@ -216,12 +270,13 @@ impl Subject {
     }
 
     pub(super) fn stop(self) -> Result<(), Failure> {
-        let stopped = [self.requester.shutdown(), self.worker.shutdown()];
-        self.registry.shutdown();
-        for result in stopped {
-            result?;
+        let requester = self.requester.shutdown();
+        if let Some((registry, worker)) = self.own {
+            let worker = worker.shutdown();
+            registry.shutdown();
+            worker?;
         }
-        Ok(())
+        Ok(requester?)
     }
 }
 
@@ -243,19 +298,11 @@ pub(super) fn measure(spec: &Spec) -> Result<Loaded, Failure> {
 fn load(spec: &Spec, subject: &Subject) -> Result<Loaded, Failure> {
     let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     let (report, reported) = bounded(1);
-    let job = Load::new(
-        payload_of(spec.payload),
-        nanos(WARM_UP),
-        nanos(spec.run),
-        report,
-    );
-    let followed = subject.engage(Box::new(job), spec.window, DURATION_S, &mut || {})?;
+    let job = Load::new(spec.payload(), nanos(WARM_UP), nanos(spec.run), report);
+    subject.engage(Box::new(job), spec.window, DURATION_S, &mut || {})?;
     let loaded = reported
         .recv()
         .map_err(|_| Failure::environment("the job was lost"))?;
-    if let Some(failure) = engage::failure_of(&followed.end.outcome, "echo") {
-        return Err(failure);
-    }
     match &loaded.measured.first_fault {
         Some(fault) => Err(Failure::new(
             Exit::Failed,
@@ -263,9 +310,4 @@ fn load(spec: &Spec, subject: &Subject) -> Result<Loaded, Failure> {
         )),
         None => Ok(loaded),
     }
-}
-
-/// Bytes that differ from their neighbours.
-pub(super) fn payload_of(len: usize) -> Vec<u8> {
-    (0_u8..=255).cycle().take(len).collect()
 }

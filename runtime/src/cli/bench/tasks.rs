@@ -12,14 +12,20 @@ use super::super::output::{Output, per_second};
 use super::super::settings::Settings;
 use super::compared::Pairs;
 use super::subject::Spec;
-use super::{Figures, arm_failure};
+use super::target::{Target, check_twin};
+use super::{Figures, alone, arm_failure};
 
 pub(super) fn run(
     args: &BenchTasksArgs,
     settings: &Settings,
     output: &mut Output,
 ) -> Result<Figures, Failure> {
-    let spec = &Spec::tasks(&args.run, settings)?;
+    let target = Target::of(&args.target, settings, output)?;
+    let spec = &Spec::tasks(&args.run, settings)?.aimed(target);
+    if !spec.target.has_control() {
+        check_twin(args.twin)?;
+        return alone::run(spec, "tasks", Compares::TasksPerS, args.disturbed, output);
+    }
     let control = GsoEcho {
         duration: spec.run,
         cores: spec.cores(),
