@@ -166,10 +166,11 @@ pub(super) struct Subject {
 impl Subject {
     /// Starts it; a worker of its own grants up to `credits` slots.
     pub(super) fn start(spec: &Spec, credits: u32) -> Result<Self, Failure> {
-        let subject = match &spec.target.remote {
-            Some(node) => Subject::remote(spec, node)?,
-            None => Subject::own(spec, credits)?,
-        };
+        if let Some(node) = &spec.target.remote {
+            // Whether anybody offers the skill is told with its reasons by the offer itself.
+            return Subject::remote(spec, node);
+        }
+        let subject = Subject::own(spec, credits)?;
         match wait_advertised(&subject.requester, &subject.skill) {
             Ok(_) => Ok(subject),
             Err(failure) => {
