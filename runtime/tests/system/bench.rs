@@ -135,7 +135,7 @@ fn a_worker_of_another_process_is_soaked_with_its_own_skill() {
 #[test]
 fn what_cannot_be_measured_is_refused_before_anything_starts() {
     let home = tempfile::tempdir().expect("temporary folder");
-    let table: [(&[&str], &str); 5] = [
+    let table: [(&[&str], &str); 6] = [
         (
             &["latency", "--report", "/no/such/folder/r.html"],
             "--report: /no/such/folder",
@@ -148,6 +148,7 @@ fn what_cannot_be_measured_is_refused_before_anything_starts() {
             &["latency", "--rate", "5", "--ladder"],
             "cannot be used with",
         ),
+        (&["latency", "--hlog", "x"], "add --rate N or --ladder"),
         (&["tasks", "--skill", "langid"], "give --data TEXT"),
         (
             &["soak", "--rate", "5", "--for", "2days"],

@@ -18,6 +18,11 @@ pub(super) fn run(
     settings: &Settings,
     output: &mut Output,
 ) -> Result<Figures, Failure> {
+    if args.logs.hlog.is_some() || args.logs.hgrm.is_some() {
+        return Err(Failure::usage(
+            "--hlog and --hgrm: histogram files belong to an open loop; add --rate N or --ladder",
+        ));
+    }
     let target = Target::of(&args.target, settings, output)?;
     let spec = &Spec::latency(&args.run, settings)?.aimed(target);
     if !spec.target.has_control() {
