@@ -7,7 +7,7 @@
 //! | what | bound |
 //! |---|---|
 //! | the machine was disturbed ([`Quiet`]) | not at all |
-//! | tasks that left more than [`LATE_AFTER_NS`] after their moment, or never | [`LATE_SHARE_MAX`] of all |
+//! | tasks that left [`LATE_AFTER_NS`] after their moment, or never | [`LATE_SHARE_MAX`] of all |
 //! | the generator's own lag, 99th percentile | [`LAG_SHARE_MAX`] of the 99th percentile told |
 //! | tasks without a result | none |
 //!
@@ -82,6 +82,8 @@ pub struct Rung {
     pub seconds: f64,
     /// What became of its tasks.
     pub counts: Counts,
+    /// The first answer that was no result, in words.
+    pub first_fault: Option<String>,
     /// From the intended send to the answer.
     pub latencies: Option<Latencies>,
     /// 99th percentile over the unloaded median of the same invocation.
@@ -136,9 +138,12 @@ impl Rung {
             ));
         }
         if counts.lost > 0 {
+            let first = self.first_fault.as_deref();
             reasons.push(format!(
-                "{} of {} tasks have no result",
-                counts.lost, counts.sent
+                "{} of {} tasks have no result{}",
+                counts.lost,
+                counts.sent,
+                first.map_or_else(String::new, |fault| format!(", first fault: {fault}"))
             ));
         }
         if self.latencies.is_none() {
@@ -341,6 +346,7 @@ pub(crate) mod tests {
                 in_time: 299_970,
                 ..Counts::default()
             },
+            first_fault: None,
             stages: vec![Stage {
                 name: "handler".to_owned(),
                 latencies: latencies.clone(),

@@ -7,7 +7,7 @@
 //! * [`facts`]: what the machine is, and how much of a run it spent on something else;
 //! * [`schedule`]: when the tasks of an open loop are meant to be sent;
 //! * [`latencies`]: what a histogram says, and its log formats;
-//! * [`ladder`], [`soak`]: latency at stated rates, a rate for a long time, and what counts of them;
+//! * [`ladder`], [`soak`]: latency at stated rates, a rate for a long time, and what counts;
 //! * [`report`]: one object a case for `--json`, and the plain table;
 //! * [`page`]: all of a command's figures as one HTML page and one JSON object.
 //!

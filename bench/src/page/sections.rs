@@ -123,8 +123,8 @@ fn stages<'rung>(rungs: impl Iterator<Item = &'rung Rung>) -> String {
         };
         [vec![rung.name.clone()], names.iter().map(cell).collect()].concat()
     };
-    let words = "p50 / p99 / max of each stage, over one task in seven. Send: from the intended moment \
-                 to the send, at the requester. Worker queue: from arrival to the start of the \
+    let words = "p50 / p99 / max of each stage, over one task in seven. Send: from the intended \
+                 moment to the send, at the requester. Worker queue: from arrival to the start of the \
                  handler, told by the worker with each result, as is the handler's time. Network \
                  and reply: what is left of the task's latency. Each is a distribution of its own; \
                  their percentiles do not add up.";

@@ -57,6 +57,8 @@ struct Doubling {
     count: u64,
     answers: BTreeMap<u64, Option<u64>>,
     pieces: BTreeMap<u64, u64>,
+    /// Handler and waiting time of the accepted results, as told with each.
+    told_ns: (u64, u64),
 }
 
 impl Doubling {
@@ -66,6 +68,7 @@ impl Doubling {
             count,
             answers: BTreeMap::new(),
             pieces: BTreeMap::new(),
+            told_ns: (0, 0),
         }
     }
 }
@@ -113,7 +116,7 @@ impl Job for Doubling {
         *seen += 1;
     }
 
-    fn answer(&mut self, token: u64, answer: Answer<'_>, _timing: Timing) -> Verdict {
+    fn answer(&mut self, token: u64, answer: Answer<'_>, timing: Timing) -> Verdict {
         let value = match answer {
             Answer::Done(bytes) => {
                 assert_eq!(bytes.len(), payload_len(token));
@@ -136,6 +139,8 @@ impl Job for Doubling {
         if token.is_multiple_of(5) {
             Verdict::Reject
         } else {
+            self.told_ns.0 += timing.busy_ns;
+            self.told_ns.1 += timing.staged_ns;
             Verdict::Accept
         }
     }
@@ -302,6 +307,7 @@ proptest! {
         prop_assert_eq!(totals.rejected, count.div_ceil(5));
         prop_assert_eq!(serving.totals().done, count);
         prop_assert!(totals.busy_ns <= serving.totals().busy_ns);
+        prop_assert_eq!(job.told_ns, (totals.busy_ns, totals.staged_ns));
     }
 }
 

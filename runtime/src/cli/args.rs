@@ -349,9 +349,9 @@ impl Cli {
                 .set(s::STATE, &status.state),
             Command::Engagements(engagements) => engagements.ask.layer(common),
             Command::Bench(bench) => match &bench.what {
-                BenchCommand::Tasks(tasks) => tasks.run.threads.layer(common),
-                BenchCommand::Latency(latency) => latency.run.threads.layer(common),
-                BenchCommand::Soak(soak) => soak.threads.layer(common),
+                BenchCommand::Tasks(tasks) => tasks.run.threads.layer(tasks.target.layer(common)),
+                BenchCommand::Latency(latency) => latency.run.threads.layer(latency.target.layer(common)),
+                BenchCommand::Soak(soak) => soak.threads.layer(soak.target.layer(common)),
                 BenchCommand::Limits(_) => common,
             },
             Command::Doctor => common,

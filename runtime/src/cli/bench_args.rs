@@ -6,8 +6,9 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
 use ramjet_bench::schedule::{Arrivals, RATE_MAX, RATE_MIN};
 
-use super::arg_groups::ThreadArgs;
+use super::arg_groups::{IdentityArgs, MarketArgs, ThreadArgs};
 use super::args::{duration, seconds};
+use super::settings::Layer;
 
 /// `ramjet bench`.
 #[derive(Debug, Args)]
@@ -44,13 +45,40 @@ pub struct BenchRunArgs {
     /// Payload bytes [default: 64; 256 for latency with one outstanding]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1200))]
     pub payload: Option<u32>,
-    /// Tasks outstanding at a time [default: 1024 for tasks, 1 for latency; an open loop may have up
-    /// to so many, default 1024, on a ladder the best of 256, 1024 and 4096]
+    /// Tasks outstanding at a time [default: 1024 for tasks, 1 for latency; an open loop may have
+    /// up to so many, default 1024, on a ladder the best of 256, 1024 and 4096]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub window: Option<u32>,
     /// How workers run [default: pinned to two cores, spin]
     #[command(flatten)]
     pub threads: ThreadArgs,
+}
+
+/// What is asked of whom.
+#[derive(Debug, Default, Args)]
+pub struct TargetArgs {
+    /// Skill to use: a built-in one, or with --registry any that a worker offers [default: echo]
+    #[arg(long, value_name = "NAME")]
+    pub skill: Option<String>,
+    /// What each task carries, instead of made-up bytes
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["payload", "data_file"])]
+    pub data: Option<String>,
+    /// File with what each task carries; - is standard input
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(conflicts_with = "payload")]
+    pub data_file: Option<PathBuf>,
+    /// With --registry: who asks; without --identity and --state, somebody new
+    #[command(flatten)]
+    pub identity: IdentityArgs,
+    /// With --registry a worker of that market is measured, else one in this process
+    #[command(flatten)]
+    pub market: MarketArgs,
+}
+
+impl TargetArgs {
+    pub(super) fn layer(&self, layer: Layer) -> Layer {
+        self.identity.layer(self.market.layer(layer))
+    }
 }
 
 /// What to do about a disturbed machine.
@@ -103,6 +131,9 @@ pub struct BenchTasksArgs {
     /// Longest datagram to try on the path, in bytes [default: what loopback carries]
     #[arg(long, value_name = "N")]
     pub datagram_len_max: Option<usize>,
+    /// What is asked of whom
+    #[command(flatten)]
+    pub target: TargetArgs,
     /// Also run the control against itself: what ratio this machine reports when nothing differs
     #[arg(long)]
     pub twin: bool,
@@ -120,6 +151,9 @@ pub struct BenchLatencyArgs {
     /// What is run
     #[command(flatten)]
     pub run: BenchRunArgs,
+    /// What is asked of whom
+    #[command(flatten)]
+    pub target: TargetArgs,
     /// Also run the control against itself: what ratio this machine reports when nothing differs
     #[arg(long, conflicts_with_all = ["rate", "ladder"])]
     pub twin: bool,
@@ -197,7 +231,7 @@ pub struct BenchSoakArgs {
     /// Tasks a second
     #[arg(long, value_name = "N", value_parser = rate)]
     pub rate: f64,
-    /// How long the rate is held, up to 24h
+    /// How long the rate is held, up to 23h
     #[arg(long = "for", default_value = "60s", value_name = "TIME", value_parser = soak_length)]
     pub length: Duration,
     /// Length of an interval
@@ -224,6 +258,9 @@ pub struct BenchSoakArgs {
     /// Where a report goes
     #[command(flatten)]
     pub report: ReportArgs,
+    /// What is asked of whom
+    #[command(flatten)]
+    pub target: TargetArgs,
     /// How workers run [default: pinned to two cores, spin]
     #[command(flatten)]
     pub threads: ThreadArgs,
@@ -253,13 +290,13 @@ fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Longest soak.
-const SOAK_MAX: Duration = Duration::from_secs(24 * 3_600);
+/// Longest soak: an engagement may last a day.
+const SOAK_MAX: Duration = Duration::from_secs(23 * 3_600);
 
 fn soak_length(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(length) if (Duration::from_secs(1)..=SOAK_MAX).contains(&length) => Ok(length),
-        Ok(_) => Err("must be from 1s to 24h".to_owned()),
+        Ok(_) => Err("must be from 1s to 23h".to_owned()),
         Err(error) => Err(error.to_string()),
     }
 }

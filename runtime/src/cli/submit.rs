@@ -165,7 +165,7 @@ impl Requester {
 }
 
 /// A node for this command alone. With a state folder its receipts outlive it.
-fn own_node(
+pub(super) fn own_node(
     settings: &Settings,
     registry: SocketAddr,
     output: &Output,

@@ -15,9 +15,11 @@
 //! | `mistakes` | wrong flags, settings, files, addresses |
 //! | `local` | the socket of a running node |
 //! | `alone` | `demo` and `up` |
+//! | `bench` | open loops: what is counted and written |
 
 mod alone;
 mod backend;
+mod bench;
 mod crash;
 mod harness;
 mod hostile;

@@ -98,8 +98,8 @@ impl Pairs<'_> {
         let mut case = self.case(name, &watched, quiet, "the same again");
         let floor = noise_floor(&watched.summary);
         let words = format!(
-            "noise floor: the control against itself differs by up to {:.1} %; a smaller difference \
-             means nothing here",
+            "noise floor: the control against itself differs by up to {:.1} %; a smaller \
+             difference means nothing here",
             floor * 100.0
         );
         case.note = Some(

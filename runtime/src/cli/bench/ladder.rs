@@ -15,6 +15,7 @@ use super::super::settings::Settings;
 use super::logs;
 use super::open_loop::{Load, Ran};
 use super::subject::{Spec, Subject, WARM_UP};
+use super::target::Target;
 
 /// Windows of the search for the capacity.
 const WINDOWS: [u32; 3] = [256, 1_024, 4_096];
@@ -34,8 +35,9 @@ pub(super) fn run(
     settings: &Settings,
     output: &mut Output,
 ) -> Result<Ladder, Failure> {
-    let spec = Spec::of(&args.run, settings, 64, WINDOW_DEFAULT)?;
     logs::check(&args.logs)?;
+    let target = Target::of(&args.target, settings, output)?;
+    let spec = Spec::of(&args.run, settings, 64, WINDOW_DEFAULT)?.aimed(target);
     let windows = match (args.run.window, args.ladder && args.capacity.is_none()) {
         (Some(window), _) => vec![window],
         (None, true) => WINDOWS.to_vec(),
@@ -76,11 +78,14 @@ impl Climb<'_> {
         let window = best.map_or(windows[0], |trial| trial.window);
         let loads = self.loads(capacity_per_s, window);
         output.start_bar(loads.len() as u64 + 1);
-        let (unloaded, _) = self.unloaded().rung(self.subject, args.disturbed, None)?;
+        let (unloaded, _) = self
+            .unloaded()
+            .rung(self.spec, self.subject, args.disturbed, None)?;
         let mut rungs = Vec::new();
         for load in &loads {
             output.move_bar(rungs.len() as u64 + 1, || load.name.clone());
-            let (rung, ran) = load.rung(self.subject, args.disturbed, unloaded.p50_us())?;
+            let (rung, ran) =
+                load.rung(self.spec, self.subject, args.disturbed, unloaded.p50_us())?;
             self.write_logs(load, &rung, &ran)?;
             rungs.push(rung);
         }
@@ -106,7 +111,7 @@ impl Climb<'_> {
                 length: TRIAL,
                 ..self.unloaded()
             };
-            let (rung, _) = load.rung(self.subject, self.args.disturbed, None)?;
+            let (rung, _) = load.rung(self.spec, self.subject, self.args.disturbed, None)?;
             let Some(tasks_per_s) = rung.achieved_per_s else {
                 return Err(Failure::new(
                     Exit::Failed,
@@ -136,7 +141,6 @@ impl Climb<'_> {
             rate: None,
             arrivals: Arrivals::Fixed,
             seed: 0,
-            payload: self.spec.payload,
             window: 1,
             length: UNLOADED.min(self.args.length),
             interval: INTERVAL,
@@ -195,12 +199,12 @@ impl Climb<'_> {
         };
         let spec = self.spec;
         format!(
-            "open loop, {arrivals}, up to {window} outstanding, {} B echo, encrypted, {}; {:.1} s a \
+            "open loop, {arrivals}, up to {window} outstanding, {}, encrypted, {}; {:.1} s a \
              rate after {} ms warm-up. Latency runs from the intended send to the answer. LAG: how \
              late the generator was where the requester had nothing else to do, which is part of \
              the latency. LATE: sent \
              over 1 ms after its moment. A percentile needs 10 samples beyond it.",
-            spec.payload,
+            spec.what(),
             spec.placement(),
             self.args.length.as_secs_f64(),
             WARM_UP.as_millis(),

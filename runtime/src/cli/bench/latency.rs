@@ -10,7 +10,8 @@ use super::super::output::{Output, micros};
 use super::super::settings::Settings;
 use super::compared::Pairs;
 use super::subject::Spec;
-use super::{Figures, arm_failure};
+use super::target::{Target, check_twin};
+use super::{Figures, alone, arm_failure};
 use crate::worker::Idle;
 
 pub(super) fn run(
@@ -18,7 +19,17 @@ pub(super) fn run(
     settings: &Settings,
     output: &mut Output,
 ) -> Result<Figures, Failure> {
-    let spec = &Spec::latency(&args.run, settings)?;
+    if args.logs.hlog.is_some() || args.logs.hgrm.is_some() {
+        return Err(Failure::usage(
+            "--hlog and --hgrm: histogram files belong to an open loop; add --rate N or --ladder",
+        ));
+    }
+    let target = Target::of(&args.target, settings, output)?;
+    let spec = &Spec::latency(&args.run, settings)?.aimed(target);
+    if !spec.target.has_control() {
+        check_twin(args.twin)?;
+        return alone::run(spec, "latency", Compares::P50Us, args.disturbed, output);
+    }
     // What sleeps is held to what sleeps.
     let (mode, control_name) = match spec.worker.idle {
         Idle::Park => (

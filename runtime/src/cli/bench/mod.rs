@@ -15,11 +15,13 @@
 //! | file | holds |
 //! |---|---|
 //! | [`subject`] | the subject: two nodes of this process, and one run of them |
-//! | [`compared`] | interleaved pairs of the subject and a control arm |
+//! | [`target`] | what is asked of whom: other skills, other markets |
+//! | [`compared`], [`alone`] | interleaved pairs of the subject and a control arm; without one |
 //! | [`open_loop`] | one run at a stated rate, and the rung it makes |
 //! | [`tasks`], [`latency`], [`ladder`], [`soak`], [`limits`] | the cases |
 //! | [`logs`], [`reports`] | files: histograms, the page and its JSON |
 
+mod alone;
 mod compared;
 mod ladder;
 mod latency;
@@ -29,6 +31,7 @@ mod open_loop;
 mod reports;
 mod soak;
 mod subject;
+mod target;
 mod tasks;
 
 use ramjet_bench::arms;

@@ -12,11 +12,10 @@ use ramjet_bench::latencies::{Interval, Latencies, curve};
 use ramjet_bench::schedule::{Arrivals, Schedule};
 
 use super::super::bench_args::DisturbedArgs;
-use super::super::engage;
 use super::super::exit::Failure;
 use super::super::jobs::{Intervals, OpenLoop, OpenLoopPlan, OpenLooped, Pace, Stages};
 use super::super::output::{micros, per_second};
-use super::subject::{Subject, WARM_UP, payload_of};
+use super::subject::{Spec, Subject, WARM_UP};
 use crate::control::vocabulary::Histograms;
 use crate::worker::clock;
 
@@ -34,7 +33,6 @@ pub(super) struct Load {
     pub(super) rate: Option<f64>,
     pub(super) arrivals: Arrivals,
     pub(super) seed: u64,
-    pub(super) payload: usize,
     pub(super) window: u32,
     pub(super) length: Duration,
     /// Length of an interval.
@@ -58,6 +56,7 @@ impl Load {
     /// Runs it once. `look` is called ten times a second and may take the intervals that are over.
     pub(super) fn run(
         &self,
+        spec: &Spec,
         subject: &Subject,
         look: &mut dyn FnMut(&Intervals),
     ) -> Result<Ran, Failure> {
@@ -66,8 +65,8 @@ impl Load {
             None => Pace::Closed,
         };
         let plan = OpenLoopPlan {
-            payload: payload_of(self.payload),
-            echo: true,
+            payload: spec.payload(),
+            echo: spec.target.is_echo(),
             pace,
             warm_up: WARM_UP,
             run: self.length,
@@ -83,9 +82,6 @@ impl Load {
         let looped = report
             .recv()
             .map_err(|_| Failure::environment("the job was lost"))?;
-        if let Some(failure) = engage::failure_of(&followed.end.outcome, "echo") {
-            return Err(failure);
-        }
         let intervals: Vec<Interval> = intervals.drain().collect();
         let mut latency = Histograms::new().round_trip;
         for interval in &intervals {
@@ -104,13 +100,14 @@ impl Load {
     /// Runs it until it counts, at most `retries` times more.
     pub(super) fn rung(
         &self,
+        spec: &Spec,
         subject: &Subject,
         disturbed: DisturbedArgs,
         unloaded_p50_us: Option<f64>,
     ) -> Result<(Rung, Ran), Failure> {
         let mut attempts = 1;
         loop {
-            let ran = self.run(subject, &mut |_| {})?;
+            let ran = self.run(spec, subject, &mut |_| {})?;
             let mut rung = self.rung_of(&ran, &ran.latency, attempts);
             rung.compare_with_unloaded(unloaded_p50_us);
             rung.judge();
@@ -132,6 +129,7 @@ impl Load {
             achieved_per_s: Some(per_second(looped.counts.in_time, self.length)),
             seconds: self.length.as_secs_f64(),
             counts: looped.counts,
+            first_fault: looped.measured.first_fault.clone(),
             latencies: Latencies::of(latency),
             p99_over_unloaded: None,
             // Where tasks are due when a slot is free there is no schedule to lag behind.

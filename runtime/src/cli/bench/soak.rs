@@ -20,6 +20,7 @@ use super::super::settings::Settings;
 use super::logs::{self, IntervalLog};
 use super::open_loop::Load;
 use super::subject::{Spec, Subject, WARM_UP};
+use super::target::Target;
 use crate::control::vocabulary::Histograms;
 
 pub(super) fn run(
@@ -28,14 +29,14 @@ pub(super) fn run(
     output: &Output,
 ) -> Result<SoakReport, Failure> {
     logs::check(&args.logs)?;
-    let spec = Spec::soak(args, settings)?;
+    let target = Target::of(&args.target, settings, output)?;
+    let spec = Spec::soak(args, settings)?.aimed(target);
     let load = Load {
         name: rate(args.rate),
         share: None,
         rate: Some(args.rate),
         arrivals: args.arrivals.arrivals.into(),
         seed: args.arrivals.seed,
-        payload: spec.payload,
         window: args.window,
         length: args.length,
         interval: args.interval,
@@ -72,7 +73,7 @@ fn soak(
         failure: None,
     };
     output.say(&soak::head());
-    let ran = load.run(subject, &mut |intervals| diary.read(intervals))?;
+    let ran = load.run(spec, subject, &mut |intervals| diary.read(intervals))?;
     // What came after the last look.
     for interval in &ran.intervals {
         diary.enter(interval);
@@ -174,13 +175,13 @@ fn method(args: &BenchSoakArgs, spec: &Spec) -> String {
         Arrivals::Fixed => "arrivals at a fixed interval".to_owned(),
     };
     format!(
-        "open loop, {} for {}, {arrivals}, up to {} outstanding, {} B echo, encrypted, {}, after {} \
+        "open loop, {} for {}, {arrivals}, up to {} outstanding, {}, encrypted, {}, after {} \
          ms warm-up; latency runs from the intended send; drift: medians over the first and the \
          last third of the intervals of {}",
         rate(args.rate),
         humantime::format_duration(args.length),
         args.window,
-        spec.payload,
+        spec.what(),
         spec.placement(),
         WARM_UP.as_millis(),
         humantime::format_duration(args.interval.max(Duration::from_millis(1))),

@@ -1,6 +1,6 @@
 //! The subject: an in-memory registry, a worker and a requester, each node with one worker thread
 //! pinned to a core of its own, and one engagement for `echo` whose job compares every result with
-//! its payload.
+//! its payload; or a requester alone, which asks a worker of another market.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,6 +21,7 @@ use super::super::market;
 use super::super::output::Output;
 use super::super::settings::{self as s, Settings};
 use super::super::up::start_both;
+use super::target::Target;
 use crate::job::Job;
 use crate::node::{EngageRequest, Node, NodeConfig};
 use crate::skills;
@@ -34,6 +35,7 @@ const DURATION_S: u32 = 900;
 const TASKS_MAX: u64 = 1 << 40;
 
 /// What a subject runs.
+#[derive(Clone)]
 pub(super) struct Spec {
     pub(super) payload: usize,
     pub(super) window: u32,
@@ -45,6 +47,7 @@ pub(super) struct Spec {
     pub(super) frames_per_datagram_max: u16,
     /// Longest datagram to try.
     pub(super) datagram_len_max: usize,
+    pub(super) target: Target,
 }
 
 impl Spec {
@@ -72,6 +75,7 @@ impl Spec {
             requester,
             frames_per_datagram_max: u16::MAX,
             datagram_len_max: usize::MAX,
+            target: Target::own_echo(),
         })
     }
 
@@ -86,14 +90,36 @@ impl Spec {
             requester,
             frames_per_datagram_max: u16::MAX,
             datagram_len_max: usize::MAX,
+            target: Target::own_echo(),
         })
+    }
+
+    /// With another target.
+    pub(super) fn aimed(self, target: Target) -> Self {
+        let payload = target.data.as_ref().map_or(self.payload, Vec::len);
+        Spec {
+            payload,
+            target,
+            ..self
+        }
+    }
+
+    /// What a task carries.
+    pub(super) fn payload(&self) -> Vec<u8> {
+        let made_up = || (0_u8..=255).cycle().take(self.payload).collect();
+        self.target.data.clone().unwrap_or_else(made_up)
+    }
+
+    /// A task in words.
+    pub(super) fn what(&self) -> String {
+        format!("{} B {}", self.payload, self.target.skill)
     }
 
     pub(super) fn method(&self, loop_words: &str) -> String {
         format!(
-            "{loop_words}, {} B echo, encrypted, {}; {} interleaved pairs of {:.1} s each after {} \
-             ms warm-up, medians",
-            self.payload,
+            "{loop_words}, {}, encrypted, {}; {} interleaved pairs of {:.1} s each after {} ms \
+             warm-up, medians",
+            self.what(),
             self.placement(),
             self.pairs,
             self.run.as_secs_f64(),
@@ -103,12 +129,15 @@ impl Spec {
 
     /// Which threads run where, and how.
     pub(super) fn placement(&self) -> String {
+        let worker = match &self.target.remote {
+            None => format!("on core {}", core_of(&self.worker)),
+            Some(node) => format!("of the market at {}", node.registry),
+        };
         format!(
-            "worker on core {}, requester on core {}, {:?} idle, {:?}",
-            core_of(&self.worker),
+            "worker {worker}, requester on core {}, {:?} idle, {:?}",
             core_of(&self.requester),
-            self.worker.idle,
-            self.worker.io,
+            self.requester.idle,
+            self.requester.io,
         )
     }
 
@@ -136,18 +165,34 @@ fn core_of(threads: &Threads) -> String {
         .map_or_else(|| "any".to_owned(), usize::to_string)
 }
 
-/// Two nodes of this process and the market between them.
+/// A requester, and the worker and the market of this process if it asks no other.
 pub(super) struct Subject {
-    registry: RegistryHandle,
-    worker: Node,
+    own: Option<(RegistryHandle, Node)>,
     requester: Node,
+    skill: String,
 }
 
 impl Subject {
-    /// Starts it; the worker grants up to `credits` slots.
+    /// Starts it; a worker of its own grants up to `credits` slots.
     pub(super) fn start(spec: &Spec, credits: u32) -> Result<Self, Failure> {
+        if let Some(node) = &spec.target.remote {
+            // Whether anybody offers the skill is told with its reasons by the offer itself.
+            return Subject::remote(spec, node);
+        }
+        let subject = Subject::own(spec, credits)?;
+        match wait_advertised(&subject.requester, &subject.skill) {
+            Ok(_) => Ok(subject),
+            Err(failure) => {
+                // Why it could not start matters; how it stopped adds nothing to it.
+                let _ = subject.stop();
+                Err(failure)
+            }
+        }
+    }
+
+    fn own(spec: &Spec, credits: u32) -> Result<Self, Failure> {
         let registry = market::start_in_memory()?;
-        let skill = skills::built_in("echo", AcceptFrom::Trusted)
+        let skill = skills::built_in(&spec.target.skill, AcceptFrom::Trusted)
             .map_err(|error| Failure::environment(error.to_string()))?;
         let worker = NodeConfig {
             skills: vec![skill],
@@ -162,30 +207,39 @@ impl Subject {
             datagram_len_max: spec.datagram_len_max,
             ..host::bare_node(registry.tcp_addr(), throw_away()?, spec.requester.clone())
         };
-        let (worker, requester) = match start_both(worker, requester) {
-            Ok(both) => both,
+        match start_both(worker, requester) {
+            Ok((worker, requester)) => Ok(Subject {
+                own: Some((registry, worker)),
+                requester,
+                skill: spec.target.skill.clone(),
+            }),
             Err(failure) => {
                 registry.shutdown();
-                return Err(failure);
-            }
-        };
-        let subject = Subject {
-            registry,
-            worker,
-            requester,
-        };
-        match wait_advertised(&subject.requester, "echo") {
-            Ok(_) => Ok(subject),
-            Err(failure) => {
-                // Why it could not start matters; how it stopped adds nothing to it.
-                let _ = subject.stop();
                 Err(failure)
             }
         }
     }
 
-    /// One engagement with up to `window` tasks outstanding, to its end. The job is dropped, so that
-    /// it tells what it measured. `look` is called ten times a second.
+    fn remote(spec: &Spec, node: &NodeConfig) -> Result<Self, Failure> {
+        let threads = spec.requester.clone();
+        let node = NodeConfig {
+            workers: threads.workers,
+            cores: threads.cores,
+            io: threads.io,
+            idle: threads.idle,
+            frames_per_datagram_max: spec.frames_per_datagram_max,
+            datagram_len_max: spec.datagram_len_max,
+            ..node.clone()
+        };
+        Ok(Subject {
+            own: None,
+            requester: Node::start(node)?,
+            skill: spec.target.skill.clone(),
+        })
+    }
+
+    /// One engagement with up to `window` tasks outstanding, to its good end. The job is dropped,
+    /// so that it tells what it measured. `look` is called ten times a second.
     pub(super) fn engage(
         &self,
         job: Box<dyn Job>,
@@ -194,7 +248,7 @@ impl Subject {
         look: &mut dyn FnMut(),
     ) -> Result<Followed, Failure> {
         let events = self.requester.engage(EngageRequest {
-            skill: "echo".to_owned(),
+            skill: self.skill.clone(),
             filters: Vec::new(),
             min_polo: i64::MIN,
             tasks: TASKS_MAX,
@@ -214,13 +268,17 @@ impl Subject {
             &mut |_| look(),
         )?;
         drop(followed.end.job.take());
-        Ok(followed)
+        match engage::failure_of(&followed.end.outcome, &self.skill) {
+            Some(failure) => Err(failure),
+            None => Ok(followed),
+        }
     }
 
-    /// What both nodes have dropped so far, by reason.
+    /// What the nodes of this process have dropped so far, by reason.
     pub(super) fn drops(&self) -> Result<BTreeMap<String, u64>, Failure> {
         let mut drops: BTreeMap<String, u64> = BTreeMap::new();
-        for node in [&self.worker, &self.requester] {
+        let worker = self.own.iter().map(|(_, worker)| worker);
+        for node in worker.chain([&self.requester]) {
             let counters = node.status()?.counters;
             for (name, count) in counters.into_iter().filter(|(name, _)| is_drop(name)) {
                 *drops.entry(name).or_default() += count;
@@ -230,12 +288,13 @@ impl Subject {
     }
 
     pub(super) fn stop(self) -> Result<(), Failure> {
-        let stopped = [self.requester.shutdown(), self.worker.shutdown()];
-        self.registry.shutdown();
-        for result in stopped {
-            result?;
+        let requester = self.requester.shutdown();
+        if let Some((registry, worker)) = self.own {
+            let worker = worker.shutdown();
+            registry.shutdown();
+            worker?;
         }
-        Ok(())
+        Ok(requester?)
     }
 }
 
@@ -248,10 +307,12 @@ fn is_drop(counter: &str) -> bool {
 pub(super) fn measure(spec: &Spec) -> Result<Loaded, Failure> {
     let subject = Subject::start(spec, spec.window)?;
     let loaded = load(spec, &subject);
-    let counted = subject.worker.status();
+    let counted = subject.own.as_ref().map(|(_, worker)| worker.status());
     let stopped = subject.stop();
     let mut loaded = loaded?;
-    loaded.worker = counted?.counters;
+    if let Some(counted) = counted {
+        loaded.worker = counted?.counters;
+    }
     stopped?;
     Ok(loaded)
 }
@@ -259,19 +320,11 @@ pub(super) fn measure(spec: &Spec) -> Result<Loaded, Failure> {
 fn load(spec: &Spec, subject: &Subject) -> Result<Loaded, Failure> {
     let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     let (report, reported) = bounded(1);
-    let job = Load::new(
-        payload_of(spec.payload),
-        nanos(WARM_UP),
-        nanos(spec.run),
-        report,
-    );
-    let followed = subject.engage(Box::new(job), spec.window, DURATION_S, &mut || {})?;
+    let job = Load::new(spec.payload(), nanos(WARM_UP), nanos(spec.run), report);
+    subject.engage(Box::new(job), spec.window, DURATION_S, &mut || {})?;
     let loaded = reported
         .recv()
         .map_err(|_| Failure::environment("the job was lost"))?;
-    if let Some(failure) = engage::failure_of(&followed.end.outcome, "echo") {
-        return Err(failure);
-    }
     match &loaded.measured.first_fault {
         Some(fault) => Err(Failure::new(
             Exit::Failed,
@@ -279,9 +332,4 @@ fn load(spec: &Spec, subject: &Subject) -> Result<Loaded, Failure> {
         )),
         None => Ok(loaded),
     }
-}
-
-/// Bytes that differ from their neighbours.
-pub(super) fn payload_of(len: usize) -> Vec<u8> {
-    (0_u8..=255).cycle().take(len).collect()
 }

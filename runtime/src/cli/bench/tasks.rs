@@ -14,7 +14,8 @@ use super::super::output::{Output, per_second};
 use super::super::settings::Settings;
 use super::compared::Pairs;
 use super::subject::{Spec, measure};
-use super::{Figures, arm_failure};
+use super::target::{Target, check_twin};
+use super::{Figures, alone, arm_failure};
 use crate::worker::IoKind;
 
 /// Bytes that the encrypted echo keeps in flight: enough that it never waits, whatever the length of
@@ -28,11 +29,16 @@ pub(super) fn run(
     settings: &Settings,
     output: &mut Output,
 ) -> Result<Figures, Failure> {
+    let target = Target::of(&args.target, settings, output)?;
     let spec = Spec {
         frames_per_datagram_max: args.tasks_per_datagram.unwrap_or(u16::MAX),
         datagram_len_max: args.datagram_len_max.unwrap_or(usize::MAX),
-        ..Spec::tasks(&args.run, settings)?
+        ..Spec::tasks(&args.run, settings)?.aimed(target)
     };
+    if !spec.target.has_control() {
+        check_twin(args.twin)?;
+        return alone::run(&spec, "tasks", Compares::TasksPerS, args.disturbed, output);
+    }
     let mut figures = Figures::default();
     for control in &args.controls {
         let case = held_to(*control, &spec, args, output)?;
@@ -114,6 +120,6 @@ fn over_mmsg(spec: &Spec) -> Spec {
     Spec {
         worker: mmsg(&spec.worker),
         requester: mmsg(&spec.requester),
-        ..*spec
+        ..spec.clone()
     }
 }
