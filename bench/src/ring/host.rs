@@ -22,6 +22,11 @@ pub(crate) fn process_usage() -> Usage {
     usage(libc::RUSAGE_SELF)
 }
 
+/// Usage of child processes that have ended and were waited for, and of theirs.
+pub(crate) fn children_usage() -> Usage {
+    usage(libc::RUSAGE_CHILDREN)
+}
+
 /// The cores the process may run on, in ascending order.
 pub(crate) fn allowed_cores() -> io::Result<Vec<usize>> {
     // SAFETY: `cpu_set_t` is a bit array, for which zero (no core) is a value.

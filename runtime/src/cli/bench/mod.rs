@@ -20,6 +20,7 @@
 //! | [`open_loop`] | one run at a stated rate, and the rung it makes |
 //! | [`tasks`], [`latency`], [`ladder`], [`soak`], [`limits`] | the cases |
 //! | [`logs`], [`reports`] | files: histograms, the page and its JSON |
+//! | [`peers`] | ramjet beside what one would pick instead |
 
 mod alone;
 mod compared;
@@ -28,6 +29,7 @@ mod latency;
 mod limits;
 mod logs;
 mod open_loop;
+mod peers;
 mod reports;
 mod soak;
 mod subject;
@@ -41,7 +43,7 @@ use ramjet_bench::page::Curve;
 use ramjet_bench::report::{self, CaseReport};
 use ramjet_bench::soak::SoakReport;
 
-use super::bench_args::{BenchArgs, BenchCommand};
+use super::bench_args::{BenchArgs, BenchCommand, ReportArgs};
 use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::settings::Settings;
@@ -60,46 +62,57 @@ pub(super) fn run(
     settings: &Settings,
     output: &mut Output,
 ) -> Result<Exit, Failure> {
-    let files = match &args.what {
-        BenchCommand::Tasks(tasks) => &tasks.report,
-        BenchCommand::Latency(latency) => &latency.report,
-        BenchCommand::Soak(soak) => &soak.report,
-        BenchCommand::Limits(limits) => &limits.report,
-    };
+    match &args.what {
+        BenchCommand::Tasks(args) => told("tasks per second", &args.report, output, |output| {
+            tasks::run(args, settings, output)
+        }),
+        BenchCommand::Latency(args) if args.ladder || args.rate.is_some() => {
+            told("latency at stated rates", &args.report, output, |output| {
+                Ok(Figures {
+                    ladder: Some(ladder::run(args, settings, output)?),
+                    ..Figures::default()
+                })
+            })
+        }
+        BenchCommand::Latency(args) => told("latency of one task", &args.report, output, |output| {
+            latency::run(args, settings, output)
+        }),
+        BenchCommand::Soak(args) => told("soak", &args.report, output, |output| {
+            Ok(Figures {
+                soak: Some(soak::run(args, settings, output)?),
+                ..Figures::default()
+            })
+        }),
+        BenchCommand::Limits(args) => told(
+            "what the machine gives without ramjet",
+            &args.report,
+            output,
+            |output| {
+                Ok(Figures {
+                    cases: limits::run(args, output)?,
+                    ..Figures::default()
+                })
+            },
+        ),
+        BenchCommand::Peers(args) => {
+            output.say(&MachineFacts::read().line());
+            peers::run(args, settings, output)
+        }
+    }
+}
+
+/// Measures, prints, and writes the report.
+fn told(
+    title: &str,
+    files: &ReportArgs,
+    output: &mut Output,
+    measure: impl FnOnce(&mut Output) -> Result<Figures, Failure>,
+) -> Result<Exit, Failure> {
     reports::check(files)?;
     let machine = MachineFacts::read();
     output.say(&machine.line());
     let watch = Watch::begin();
-    let (title, figures) = match &args.what {
-        BenchCommand::Tasks(tasks) => ("tasks per second", tasks::run(tasks, settings, output)?),
-        BenchCommand::Latency(latency) if latency.ladder || latency.rate.is_some() => {
-            let ladder = Some(ladder::run(latency, settings, output)?);
-            let figures = Figures {
-                ladder,
-                ..Figures::default()
-            };
-            ("latency at stated rates", figures)
-        }
-        BenchCommand::Latency(latency) => (
-            "latency of one task",
-            latency::run(latency, settings, output)?,
-        ),
-        BenchCommand::Soak(soak) => {
-            let soak = Some(soak::run(soak, settings, output)?);
-            let figures = Figures {
-                soak,
-                ..Figures::default()
-            };
-            ("soak", figures)
-        }
-        BenchCommand::Limits(limits) => {
-            let figures = Figures {
-                cases: limits::run(limits, output)?,
-                ..Figures::default()
-            };
-            ("what the machine gives without ramjet", figures)
-        }
-    };
+    let figures = measure(output)?;
     let quiet = watch.end();
     output.end_bar();
     print(&figures, output)?;
