@@ -350,7 +350,9 @@ impl Cli {
             Command::Engagements(engagements) => engagements.ask.layer(common),
             Command::Bench(bench) => match &bench.what {
                 BenchCommand::Tasks(tasks) => tasks.run.threads.layer(tasks.target.layer(common)),
-                BenchCommand::Latency(latency) => latency.run.threads.layer(latency.target.layer(common)),
+                BenchCommand::Latency(latency) => {
+                    latency.run.threads.layer(latency.target.layer(common))
+                }
                 BenchCommand::Soak(soak) => soak.threads.layer(soak.target.layer(common)),
                 BenchCommand::Limits(_) => common,
                 BenchCommand::Peers(peers) => peers.threads.layer(common),

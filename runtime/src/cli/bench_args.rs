@@ -125,7 +125,12 @@ pub struct BenchTasksArgs {
     #[command(flatten)]
     pub run: BenchRunArgs,
     /// What it is held to; a case for each
-    #[arg(long = "control", value_enum, default_value = "cipher", value_name = "ARM")]
+    #[arg(
+        long = "control",
+        value_enum,
+        default_value = "cipher",
+        value_name = "ARM"
+    )]
     pub controls: Vec<TasksControl>,
     /// Most tasks in a datagram [default: as many as fit]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]

@@ -266,7 +266,13 @@ fn run(
             // O_NONBLOCK would turn a receive without data into an error instead of a wait.
             let ready = plan.socket.set_nonblocking(false);
             use std::os::fd::AsFd;
-            match ready.and_then(|()| ring::Ring::new(&plan.socket, event.as_fd(), &receive)) {
+            let receiving = match plan.idle {
+                Idle::Spin => ring::Receiving::Asked,
+                Idle::Adaptive | Idle::Park => ring::Receiving::Armed,
+            };
+            match ready
+                .and_then(|()| ring::Ring::new(&plan.socket, event.as_fd(), &receive, receiving))
+            {
                 Ok(io) => start(
                     Worker::new(&plan, io, receive, rooms, tunnels, inbox, peers),
                     started,

@@ -1,12 +1,17 @@
 //! Rooms 1 and 10 on io_uring.
 //!
-//! One ring with one socket: a multishot `recvmsg` fills buffers from a provided-buffer ring, sends
-//! are queued and leave with the turn's one `io_uring_enter`, and a multishot poll on the waker's
-//! eventfd ends a wait. Only these operations are ever written: receive, send, poll.
+//! One ring with one socket: receives fill buffers from a provided-buffer ring, sends are queued and
+//! leave with the turn's one `io_uring_enter`, and a multishot poll on the waker's eventfd ends a
+//! wait. Only these operations are ever written: receive, send, poll.
+//!
+//! | the worker | receives by | because |
+//! |---|---|---|
+//! | may sleep | a multishot `recvmsg`, armed once | a datagram must end the wait |
+//! | never sleeps | some `recvmsg` with `MSG_DONTWAIT` in every enter | nobody need be woken: no poll entry, no deferred work, and no second attempt that finds the socket empty before the datagram is handed over |
 //!
 //! `DEFER_TASKRUN` means that completions appear only when this thread enters the ring with
-//! GETEVENTS; the `TASKRUN` flag says when that is worth it, so a spinning worker makes no system
-//! call while nothing has arrived.
+//! GETEVENTS; the `TASKRUN` flag says when that is worth it, so a worker that spins before it sleeps
+//! makes no system call while nothing has arrived.
 #![expect(
     unsafe_code,
     reason = "the ring shares memory with the kernel; one of two files"
@@ -21,6 +26,7 @@ use io_uring::types::{Fixed, RecvMsgOut, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use ramjet_proto::wire::limits::DATAGRAM_LEN_MAX;
 use socket2::SockAddr;
+use zerocopy::IntoBytes;
 
 use super::arena::{DescriptorRing, RECEIVE_BUFFERS, ReceiveArena, SEND_TRAINS, SendArena};
 use super::arena::{RECEIVE_HEAD, TRAIN_DATAGRAMS_MAX};
@@ -38,6 +44,10 @@ const WAKE: Fixed = Fixed(1);
 const TOKEN_RECEIVE: u64 = 1 << 32;
 const TOKEN_WAKE: u64 = 2 << 32;
 const TOKEN_SEND: u64 = 3 << 32;
+const TOKEN_ASK: u64 = 4 << 32;
+
+/// Most receives in one enter of a worker that never sleeps.
+const ASKS_MAX: u16 = 8;
 
 /// Room for an IPv6 source address.
 const NAME_LEN: usize = size_of::<libc::sockaddr_in6>();
@@ -59,11 +69,36 @@ struct SendHeader {
     probe: bool,
 }
 
+/// Where one asked-for `recvmsg` puts source and control message: lives until its completion.
+#[repr(C)]
+struct AskHeader {
+    message: libc::msghdr,
+    control: [u64; CONTROL_LEN / 8],
+    name: [u64; NAME_LEN.div_ceil(8)],
+}
+
+/// How datagrams are received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Receiving {
+    /// By a multishot receive that ends a wait.
+    Armed,
+    /// By asking in every enter: the worker never sleeps.
+    Asked,
+}
+
 /// The io_uring backend.
 pub struct Ring {
     ring: IoUring,
     descriptors: DescriptorRing,
+    receiving: Receiving,
     receive_header: Box<libc::msghdr>,
+    ask_headers: Box<[AskHeader]>,
+    /// Those that no receive in flight or unharvested completion has.
+    free_asks: Vec<u16>,
+    /// Receives to ask for in the next enter.
+    asks: usize,
+    /// Trains that those of the last enter brought.
+    brought: usize,
     send_headers: Box<[SendHeader]>,
     receive_armed: bool,
     wake_armed: bool,
@@ -87,6 +122,7 @@ impl Ring {
         socket: &UdpSocket,
         wake: BorrowedFd<'_>,
         receive: &ReceiveArena,
+        receiving: Receiving,
     ) -> io::Result<Self> {
         let ring = IoUring::builder()
             .setup_single_issuer()
@@ -116,10 +152,16 @@ impl Ring {
         receive_header.msg_namelen = u32::try_from(NAME_LEN).expect("28");
         receive_header.msg_controllen = CONTROL_LEN;
         let send_headers = (0..SEND_TRAINS).map(|_| SendHeader::empty()).collect();
+        let ask_headers = (0..ASKS_MAX).map(|_| AskHeader::empty()).collect();
         let mut this = Ring {
             ring,
             descriptors,
+            receiving,
             receive_header,
+            ask_headers,
+            free_asks: (0..ASKS_MAX).collect(),
+            asks: 1,
+            brought: 0,
             send_headers,
             receive_armed: false,
             wake_armed: false,
@@ -147,7 +189,7 @@ impl Ring {
     }
 
     fn arm(&mut self) {
-        if !self.receive_armed {
+        if self.receiving == Receiving::Armed && !self.receive_armed {
             let header: *const libc::msghdr = &*self.receive_header;
             let entry = opcode::RecvMsgMulti::new(SOCKET, header, BUFFER_GROUP)
                 .build()
@@ -164,6 +206,58 @@ impl Ring {
             self.push(&entry);
             self.wake_armed = true;
         }
+    }
+
+    /// Asks for as many trains as came last, and one more if every one came that was asked for.
+    fn ask(&mut self) {
+        let all = self.brought >= self.asks;
+        self.asks = self.brought.max(1) + usize::from(all);
+        for _ in 0..self.asks {
+            let Some(index) = self.free_asks.pop() else {
+                break;
+            };
+            let header = self.ask_headers[usize::from(index)].reset();
+            let entry = opcode::RecvMsg::new(SOCKET, header)
+                .flags(libc::MSG_DONTWAIT.unsigned_abs())
+                .buf_group(BUFFER_GROUP)
+                .build()
+                .flags(squeue::Flags::BUFFER_SELECT)
+                .user_data(TOKEN_ASK | u64::from(index));
+            self.push(&entry);
+        }
+    }
+
+    /// What an asked-for receive brought, if anything.
+    fn brought(
+        &mut self,
+        receive: &mut ReceiveArena,
+        completion: &cqueue::Entry,
+        batch: &mut Vec<Incoming>,
+    ) {
+        let index = u16::try_from(completion.user_data() & 0xFFFF).expect("masked");
+        self.free_asks.push(index);
+        let Some(buffer) = cqueue::buffer_select(completion.flags()) else {
+            self.events.out_of_buffers += u32::from(completion.result() == -libc::ENOBUFS);
+            return;
+        };
+        receive.lease(buffer);
+        let header = &self.ask_headers[usize::from(index)];
+        let source = parse_name(header.name.as_bytes());
+        let (Ok(len), Some(source)) = (usize::try_from(completion.result()), source) else {
+            self.release(receive, buffer);
+            return;
+        };
+        self.brought += 1;
+        let control = header.control.as_bytes();
+        let control_len = header.message.msg_controllen.min(control.len());
+        batch.push(Incoming {
+            buffer,
+            offset: 0,
+            len,
+            segment: parse_segment(&control[..control_len]).unwrap_or(len).max(1),
+            source,
+            truncated: header.message.msg_flags & libc::MSG_TRUNC != 0,
+        });
     }
 
     fn received(
@@ -240,6 +334,7 @@ impl Io for Ring {
         send: &mut SendArena,
         batch: &mut Vec<Incoming>,
     ) -> Events {
+        self.brought = 0;
         while batch.len() < HARVEST_MAX {
             let Some(completion) = self.ring.completion().next() else {
                 break;
@@ -247,6 +342,7 @@ impl Io for Ring {
             match completion.user_data() & !0xFFFF_FFFF {
                 TOKEN_RECEIVE => self.received(receive, &completion, batch),
                 TOKEN_SEND => self.sent(send, &completion),
+                TOKEN_ASK => self.brought(receive, &completion, batch),
                 _ => self.wake_armed &= cqueue::more(completion.flags()),
             }
         }
@@ -278,11 +374,16 @@ impl Io for Ring {
 
     fn is_ready(&mut self) -> bool {
         // Without `sync` this is a load of the flag word that the kernel sets.
-        self.ring.submission().taskrun() || !self.ring.completion().is_empty()
+        self.receiving == Receiving::Asked
+            || self.ring.submission().taskrun()
+            || !self.ring.completion().is_empty()
     }
 
     fn enter(&mut self, wait: Option<Duration>) -> io::Result<()> {
         self.arm();
+        if self.receiving == Receiving::Asked {
+            self.ask();
+        }
         let pending = {
             let submission = self.ring.submission();
             submission.taskrun() || submission.cq_overflow()
@@ -348,6 +449,29 @@ impl Drop for Ring {
             .ring
             .submitter()
             .register_sync_cancel(Some(patience), all);
+    }
+}
+
+impl AskHeader {
+    fn empty() -> Self {
+        AskHeader {
+            // SAFETY: all-zero bytes are a valid msghdr: null pointers with zero lengths. Without a
+            // vector the kernel takes the length of the buffer that it selects.
+            message: unsafe { std::mem::zeroed() },
+            control: [0; CONTROL_LEN / 8],
+            name: [0; NAME_LEN.div_ceil(8)],
+        }
+    }
+
+    /// Ready for the next receive: the last one left its own lengths here.
+    fn reset(&mut self) -> *mut libc::msghdr {
+        self.name[0] = 0;
+        self.message.msg_name = self.name.as_mut_ptr().cast();
+        self.message.msg_namelen = u32::try_from(NAME_LEN).expect("28");
+        self.message.msg_control = self.control.as_mut_ptr().cast();
+        self.message.msg_controllen = CONTROL_LEN;
+        self.message.msg_flags = 0;
+        &raw mut self.message
     }
 }
 

@@ -99,7 +99,10 @@ impl<B: Io> Worker<B> {
             if worked {
                 self.last_work = now;
                 self.rooms.counters.add(Counter::Turns, 1);
-                self.io.enter(None)?;
+                // A worker that sleeps at once hands over what it sends as it falls asleep.
+                if self.idle != Idle::Park {
+                    self.io.enter(None)?;
+                }
             } else {
                 self.rest(now)?;
             }
@@ -137,8 +140,7 @@ impl<B: Io> Worker<B> {
         let arrived: usize = self.batch.iter().map(|incoming| incoming.len).sum();
         let mut stretch = Stretch {
             opened: 0,
-            len: (self.rooms.on_the_way().max(arrived) / 4)
-                .clamp(STRETCH_LEN_MIN, STRETCH_LEN_MAX),
+            len: (self.rooms.on_the_way().max(arrived) / 4).clamp(STRETCH_LEN_MIN, STRETCH_LEN_MAX),
         };
         while place < self.batch.len() {
             let incoming = self.batch[place];
@@ -424,6 +426,8 @@ impl<B: Io> Worker<B> {
             let wait = due.since(clock::now()).min(longest);
             self.rooms.counters.add(Counter::Parks, 1);
             self.io.enter(Some(wait))?;
+        } else {
+            self.io.enter(None)?;
         }
         self.inbox.waker.awake();
         Ok(())

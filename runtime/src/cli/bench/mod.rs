@@ -74,9 +74,11 @@ pub(super) fn run(
                 })
             })
         }
-        BenchCommand::Latency(args) => told("latency of one task", &args.report, output, |output| {
-            latency::run(args, settings, output)
-        }),
+        BenchCommand::Latency(args) => {
+            told("latency of one task", &args.report, output, |output| {
+                latency::run(args, settings, output)
+            })
+        }
         BenchCommand::Soak(args) => told("soak", &args.report, output, |output| {
             Ok(Figures {
                 soak: Some(soak::run(args, settings, output)?),
