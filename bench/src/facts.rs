@@ -83,6 +83,9 @@ impl MachineFacts {
 }
 
 /// Counters read before a run.
+///
+/// Processor time of child processes that ended within the run, and were waited for, is the run's
+/// own; their context switches are not, as children may share cores by design.
 #[derive(Clone, Debug)]
 pub struct Watch {
     began: Instant,
@@ -99,7 +102,7 @@ impl Watch {
         Self {
             began: Instant::now(),
             machine: read_machine_ticks(),
-            own_cpu_ns: own.cpu_ns,
+            own_cpu_ns: own.cpu_ns + ring::children_usage().cpu_ns,
             involuntary_switches: own.involuntary_switches,
         }
     }
@@ -111,7 +114,7 @@ impl Watch {
         Quiet::judge(
             self.began.elapsed(),
             self.machine.zip(read_machine_ticks()),
-            own.cpu_ns.saturating_sub(self.own_cpu_ns),
+            (own.cpu_ns + ring::children_usage().cpu_ns).saturating_sub(self.own_cpu_ns),
             own.involuntary_switches
                 .saturating_sub(self.involuntary_switches),
         )

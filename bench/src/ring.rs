@@ -37,7 +37,8 @@ use io_uring::{IoUring, cqueue, opcode};
 
 pub(crate) use batch::DatagramBatch;
 pub(crate) use host::{
-    Usage, allow_receive_offload, allowed_cores, pin_to_core, process_usage, thread_usage,
+    Usage, allow_receive_offload, allowed_cores, children_usage, pin_to_core, process_usage,
+    thread_usage,
 };
 
 /// `io_uring_recvmsg_out`: four 32-bit lengths and flags ahead of every received datagram.

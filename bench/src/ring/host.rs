@@ -22,6 +22,11 @@ pub(crate) fn process_usage() -> Usage {
     usage(libc::RUSAGE_SELF)
 }
 
+/// Usage of child processes that have ended and were waited for, and of theirs.
+pub(crate) fn children_usage() -> Usage {
+    usage(libc::RUSAGE_CHILDREN)
+}
+
 /// The cores the process may run on, in ascending order.
 pub(crate) fn allowed_cores() -> io::Result<Vec<usize>> {
     // SAFETY: `cpu_set_t` is a bit array, for which zero (no core) is a value.
@@ -124,5 +129,16 @@ mod tests {
         }
         assert!(thread_usage().cpu_ns > before.cpu_ns);
         assert!(process_usage().cpu_ns >= before.cpu_ns);
+    }
+
+    #[test]
+    fn a_child_that_was_waited_for_is_charged() {
+        let before = children_usage();
+        let count = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done";
+        let ended = std::process::Command::new("/bin/sh")
+            .args(["-c", count])
+            .status();
+        assert!(ended.expect("there is a shell").success());
+        assert!(children_usage().cpu_ns > before.cpu_ns);
     }
 }

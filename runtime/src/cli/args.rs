@@ -351,6 +351,7 @@ impl Cli {
             Command::Bench(bench) => match &bench.what {
                 BenchCommand::Tasks(run) | BenchCommand::Latency(run) => run.threads.layer(common),
                 BenchCommand::Limits(_) => common,
+                BenchCommand::Peers(peers) => peers.threads.layer(common),
             },
             Command::Doctor => common,
         }
@@ -415,6 +416,10 @@ mod tests {
             "ramjet resolve --limit 1001",
             "ramjet resolve --filter skills",
             "ramjet bench tasks --seconds 0",
+            "ramjet bench peers --pairs 4",
+            "ramjet bench peers --windows 1,0",
+            "ramjet bench peers --windows 4097",
+            "ramjet bench peers --payload 7",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
@@ -429,6 +434,24 @@ mod tests {
             (submit.min_polo, submit.timeout),
             (-3, Duration::from_secs(90))
         );
+    }
+
+    #[test]
+    fn peers_are_compared_over_five_windows_unless_others_are_named() {
+        let peers = |line: &str| match parse(line).expect("valid").command {
+            Command::Bench(BenchArgs {
+                what: BenchCommand::Peers(peers),
+            }) => peers,
+            other => panic!("{other:?}"),
+        };
+        let default = peers("ramjet bench peers");
+        assert_eq!(default.windows, [1, 16, 64, 256, 1024]);
+        assert_eq!((default.pairs, default.payload), (5, 64));
+        assert!(default.peer.is_empty() && default.binary.is_none());
+        let named = peers("ramjet bench peers --windows 8,32 --peer nats --peer quinn --io mmsg");
+        assert_eq!(named.windows, [8, 32]);
+        assert_eq!(named.peer, ["nats", "quinn"]);
+        assert_eq!(named.threads.io.as_deref(), Some("mmsg"));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The arguments of `ramjet bench`.
 
-use clap::{Args, Subcommand};
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueHint};
 
 use super::arg_groups::ThreadArgs;
 use super::args::seconds;
@@ -22,6 +24,8 @@ pub enum BenchCommand {
     Latency(BenchRunArgs),
     /// What the machine can do without us: system calls, cipher, loopback
     Limits(BenchLimitsArgs),
+    /// Side by side with what one would pick instead: tonic, NATS, quinn, the Pilot daemon
+    Peers(BenchPeersArgs),
 }
 
 /// How long and how often to measure.
@@ -51,4 +55,41 @@ pub struct BenchLimitsArgs {
     /// Seconds of one run
     #[arg(long, default_value_t = 1.0, value_name = "S", value_parser = seconds)]
     pub seconds: f64,
+}
+
+/// What to compare with, and how often.
+#[derive(Debug, Args)]
+pub struct BenchPeersArgs {
+    /// Seconds of one run
+    #[arg(long, default_value_t = 2.0, value_name = "S", value_parser = seconds)]
+    pub seconds: f64,
+    /// Pairs of runs, ours and the peer's, in the order A B B A
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(5..=100))]
+    pub pairs: u32,
+    /// Payload bytes
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(8..=1100))]
+    pub payload: u32,
+    /// Tasks outstanding at a time, of which each side's best is looked for
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    #[arg(default_values_t = [1, 16, 64, 256, 1024])]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub windows: Vec<u32>,
+    /// Only this peer; may be repeated [default: all]
+    #[arg(long, value_name = "NAME")]
+    pub peer: Vec<String>,
+    /// The program with the peers [default: ramjet-bench-peers beside this one, else in
+    /// bench/peers/target/release]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub binary: Option<PathBuf>,
+    /// Folder that pilotprotocol was installed into [default: where interop/run does]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub pilot_dir: Option<PathBuf>,
+    /// File of nats-server [default: from PATH, else /usr/sbin/nats-server]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub nats_server: Option<PathBuf>,
+    /// How workers run [default: pinned to two cores, spin]
+    #[command(flatten)]
+    pub threads: ThreadArgs,
 }

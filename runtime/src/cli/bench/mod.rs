@@ -14,10 +14,12 @@
 //! | [`subject`] | the subject: two nodes of this process, and one run of them |
 //! | [`compared`] | interleaved pairs of the subject and a control arm |
 //! | [`tasks`], [`latency`], [`limits`] | the cases |
+//! | [`peers`] | ramjet beside what one would pick instead |
 
 mod compared;
 mod latency;
 mod limits;
+mod peers;
 mod subject;
 mod tasks;
 
@@ -41,6 +43,7 @@ pub(super) fn run(
         BenchCommand::Tasks(run) => vec![tasks::run(&Spec::tasks(run, settings)?, output)?],
         BenchCommand::Latency(run) => vec![latency::run(&Spec::latency(run, settings)?, output)?],
         BenchCommand::Limits(limits_args) => limits::run(limits_args, output)?,
+        BenchCommand::Peers(peers_args) => return peers::run(peers_args, settings, output),
     };
     if output.json {
         for case in &cases {
