@@ -9,9 +9,9 @@
 //! | [`tonic_echo`], [`nats`], [`quic`], [`pilot`] | one peer each |
 //!
 //! Invariants: standard output holds one line of JSON for each run, or nothing: a peer that is
-//! absent, of another version or broken ends the program with a code and words, never with a figure.
-//! Every packet stays on loopback. Absent: ramjet itself, and any comparison; `ramjet bench peers`
-//! makes that.
+//! absent, of another version or broken ends the program with a code and words, never with a
+//! figure. Every packet stays on loopback. Absent: ramjet itself, and any comparison; `ramjet bench
+//! peers` makes that.
 
 mod args;
 mod failure;

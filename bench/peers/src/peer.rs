@@ -192,16 +192,16 @@ impl Peer {
     pub(crate) const fn words(self) -> &'static str {
         match self {
             Peer::Tonic => {
-                "unary gRPC over plaintext HTTP/2, TCP_NODELAY on both sides, as tonic sets it, and \
-                 4,096 concurrent streams a connection where hyper's 200 would cut the window"
+                "unary gRPC over plaintext HTTP/2, TCP_NODELAY on both sides, as tonic sets it, \
+                 and 4,096 concurrent streams a connection where hyper's 200 would cut the window"
             }
             Peer::Nats => {
                 "requester and responder on the server's defaults: plaintext, no persistence, \
                  TCP_NODELAY, replies to one inbox of the client, responders in a queue group"
             }
             Peer::QuinnStream => {
-                "a bidirectional stream for each request, TLS 1.3, GSO and GRO as quinn finds them, \
-                 4,096 streams where the default 100 would cut the window, and streams sent in the \
+                "a bidirectional stream for each request, TLS 1.3, GSO and GRO as quinn finds \
+                 them, 4,096 streams where the default 100 would cut the window, and streams sent in the \
                  order of writing, as quinn advises for many small ones"
             }
             Peer::QuinnDatagram => {

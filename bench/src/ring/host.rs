@@ -130,4 +130,15 @@ mod tests {
         assert!(thread_usage().cpu_ns > before.cpu_ns);
         assert!(process_usage().cpu_ns >= before.cpu_ns);
     }
+
+    #[test]
+    fn a_child_that_was_waited_for_is_charged() {
+        let before = children_usage();
+        let count = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done";
+        let ended = std::process::Command::new("/bin/sh")
+            .args(["-c", count])
+            .status();
+        assert!(ended.expect("there is a shell").success());
+        assert!(children_usage().cpu_ns > before.cpu_ns);
+    }
 }

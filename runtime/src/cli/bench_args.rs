@@ -323,7 +323,8 @@ pub struct BenchPeersArgs {
     #[arg(value_parser = clap::value_parser!(u32).range(8..=1100))]
     pub payload: u32,
     /// Tasks outstanding at a time, of which each side's best is looked for
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values_t = [1, 16, 64, 256, 1024])]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    #[arg(default_values_t = [1, 16, 64, 256, 1024])]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub windows: Vec<u32>,
     /// Only this peer; may be repeated [default: all]

@@ -333,9 +333,9 @@ impl Bench<'_> {
         let windows: Vec<String> = self.windows.iter().map(u32::to_string).collect();
         format!(
             "ramjet: {}; peer: the same load from processes of its own on all cores, window \
-             {window}, settings below; best windows of {} in one sweep of {:.1} s each; every \
-             reply compared with what was sent; ratios with 95 % bootstrap intervals over the \
-             pairs",
+             {window}, settings below; then both with one outstanding; best windows of {} in one \
+             sweep of {:.1} s each; every reply compared with what was sent; ratios with 95 % \
+             bootstrap intervals over the pairs",
             ours.best
                 .method(&format!("closed loop, window {}", ours.best.window)),
             windows.join(", "),

@@ -296,8 +296,10 @@ mod tests {
     #[test]
     fn the_list_is_read_line_by_line() {
         let (_folder, program) = scripted(
-            r#"echo '{"peer":"a","available":true,"version":"1","encrypted":true,"reason":null,"install":"-"}'
-               echo '{"peer":"b","available":false,"version":null,"encrypted":false,"reason":"absent","install":"get b"}'"#,
+            r#"echo '{"peer":"a","available":true,"version":"1","encrypted":true,
+                "reason":null,"install":"-"}' | tr -d '\n'; echo
+               echo '{"peer":"b","available":false,"version":null,"encrypted":false,
+                "reason":"absent","install":"get b"}' | tr -d '\n'; echo"#,
         );
         let listed = program.list().expect("two peers");
         assert_eq!(listed.len(), 2);
