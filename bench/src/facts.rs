@@ -7,6 +7,7 @@
 //! Invariants: reading facts changes nothing on the machine; a counter that cannot be read is
 //! absent, never zero. Absent: advice, which is `ramjet-tuning`'s.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -107,6 +108,62 @@ fn kibibytes(status: &str, name: &str) -> Option<u64> {
 pub fn descriptors() -> Option<u64> {
     let open = fs::read_dir("/proc/self/fd").ok()?.count();
     u64::try_from(open.saturating_sub(1)).ok()
+}
+
+/// How long the threads of this process whose names begin alike waited for a core, before a run.
+#[derive(Clone, Debug)]
+pub struct Stalls {
+    began: Instant,
+    prefix: String,
+    waited_ns: BTreeMap<u32, u64>,
+}
+
+impl Stalls {
+    /// Reads how long each has waited so far.
+    #[must_use]
+    pub fn begin(prefix: &str) -> Self {
+        Self {
+            began: Instant::now(),
+            waited_ns: waits_of(prefix),
+            prefix: prefix.to_owned(),
+        }
+    }
+
+    /// For which share of the time since then a thread was ready to run and another one had its
+    /// core, summed over the threads that ran all the time; absent where the kernel does not count.
+    #[must_use]
+    pub fn end(&self) -> Option<f64> {
+        let wall_ns = self.began.elapsed().as_nanos();
+        let after = waits_of(&self.prefix);
+        let waits = after
+            .iter()
+            .filter_map(|(thread, after)| Some(after.saturating_sub(*self.waited_ns.get(thread)?)));
+        let known = self
+            .waited_ns
+            .keys()
+            .any(|thread| after.contains_key(thread));
+        (known && wall_ns > 0).then(|| as_f64(waits.sum()) / wall_ns as f64)
+    }
+}
+
+/// Thread number to the nanoseconds it has waited for a core.
+fn waits_of(prefix: &str) -> BTreeMap<u32, u64> {
+    let Ok(folder) = fs::read_dir("/proc/self/task") else {
+        return BTreeMap::new();
+    };
+    let waits = folder.filter_map(Result::ok).filter_map(|thread| {
+        let number = thread.file_name().to_str()?.parse().ok()?;
+        let name = fs::read_to_string(thread.path().join("comm")).ok()?;
+        let waited = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        name.starts_with(prefix).then_some(())?;
+        Some((number, run_delay_ns(&waited)?))
+    });
+    waits.collect()
+}
+
+/// The second field of `schedstat`: time on the run queue.
+fn run_delay_ns(schedstat: &str) -> Option<u64> {
+    schedstat.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// Counters read before a run.
@@ -434,6 +491,27 @@ mod tests {
         assert!(descriptors().expect("a folder") >= before + 20, "{before}");
         drop(files);
         assert!(resident_bytes().expect("a line") > 1 << 20);
+    }
+
+    #[test]
+    fn waits_are_those_of_threads_by_their_names() {
+        assert_eq!(run_delay_ns("5000 1234 17\n"), Some(1_234));
+        assert_eq!(run_delay_ns(""), None);
+        let (go, gone) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+        std::thread::scope(|scope| {
+            let named = std::thread::Builder::new().name("stall-test-7".to_owned());
+            let idle = || {
+                go.wait();
+                gone.wait();
+            };
+            named.spawn_scoped(scope, idle).expect("a thread");
+            go.wait();
+            assert_eq!(waits_of("stall-test").len(), 1);
+            let share = Stalls::begin("stall-test").end();
+            gone.wait();
+            assert!(share.is_some_and(f64::is_finite), "{share:?}");
+        });
+        assert_eq!(Stalls::begin("no-such-thread").end(), None);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! | the machine was disturbed ([`Quiet`]) | not at all |
 //! | tasks that left [`LATE_AFTER_NS`] after their moment, or never | [`LATE_SHARE_MAX`] of all |
 //! | the generator's own lag, 99th percentile | [`LAG_SHARE_MAX`] of the 99th percentile told |
+//! | time for which other threads held the cores of the measured ones | [`STALLED_SHARE_MAX`] |
 //! | tasks without a result | none |
 //!
 //! Who makes the load is the requester that is measured, so the time from a task's moment to its
@@ -38,6 +39,9 @@ pub const LATE_AFTER_NS: u64 = 1_000_000;
 pub const LATE_SHARE_MAX: f64 = 0.01;
 /// Share of the 99th percentile that the generator's own lag may have.
 pub const LAG_SHARE_MAX: f64 = 0.10;
+/// Share of the time for which the measured threads may have waited for their cores, in sum: more
+/// than one task in a hundred would meet such a wait, and the 99th percentile would be its length.
+pub const STALLED_SHARE_MAX: f64 = 0.01;
 /// Shares of the capacity that a ladder climbs.
 pub const SHARES: [f64; 6] = [0.10, 0.25, 0.50, 0.70, 0.80, 0.90];
 
@@ -91,6 +95,9 @@ pub struct Rung {
     /// The generator's own lag, 99th percentile, in microseconds; absent where the requester was
     /// never idle.
     pub generator_lag_p99_us: Option<f64>,
+    /// Share of the time for which the measured threads of this process were ready and another
+    /// thread had their core, in sum: about the share of tasks that met such a wait.
+    pub stalled_share: Option<f64>,
     /// Where the time went.
     pub stages: Vec<Stage>,
     /// The whole distribution.
@@ -135,6 +142,17 @@ impl Rung {
                 "the generator lagged: p99 of its own lag {lag:.1} us, more than {:.0} % of the \
                  p99 of {p99:.1} us",
                 LAG_SHARE_MAX * 100.0
+            ));
+        }
+        if let Some(stalled) = self
+            .stalled_share
+            .filter(|share| *share > STALLED_SHARE_MAX)
+        {
+            reasons.push(format!(
+                "other threads held the cores of the measured ones for {:.1} % of the time, more \
+                 than {:.0} %",
+                stalled * 100.0,
+                STALLED_SHARE_MAX * 100.0
             ));
         }
         if counts.lost > 0 {
@@ -241,6 +259,7 @@ pub fn table(ladder: &Ladder) -> String {
         "MAX US",
         "P99/UNLOADED",
         "LAG P99 US",
+        "STALLED %",
         "LOST",
         "LATE",
     ];
@@ -289,6 +308,8 @@ fn row(rung: &Rung) -> Vec<String> {
         rung.p99_over_unloaded
             .map_or_else(dash, |ratio| format!("{ratio:.2}")),
         us(rung.generator_lag_p99_us),
+        rung.stalled_share
+            .map_or_else(dash, |share| format!("{:.2}", share * 100.0)),
         rung.counts.lost.to_string(),
         rung.counts.late.to_string(),
     ]
@@ -347,6 +368,7 @@ pub(crate) mod tests {
                 ..Counts::default()
             },
             first_fault: None,
+            stalled_share: Some(0.002),
             stages: vec![Stage {
                 name: "handler".to_owned(),
                 latencies: latencies.clone(),
@@ -399,7 +421,11 @@ pub(crate) mod tests {
     #[test]
     fn each_bound_takes_a_rung_off_the_count() {
         type Spoil = fn(&mut Rung);
-        let table: [(Spoil, &str); 7] = [
+        let table: [(Spoil, &str); 8] = [
+            (
+                |rung| rung.stalled_share = Some(0.02),
+                "held the cores of the measured ones for 2.0 %",
+            ),
             (|_| (), ""),
             (|rung| rung.quiet = Some(disturbed()), "steal time 4.0 %"),
             (
@@ -467,7 +493,7 @@ pub(crate) mod tests {
             .collect();
         let expected = [
             "50", "%", "100,000", "99,990", "30.0", "45.0", "90.0", "180.0", "-", "810.0", "6.00",
-            "4.5", "0", "0",
+            "4.5", "0.20", "0", "0",
         ];
         assert_eq!(cells, expected, "{shown}");
         assert!(shown.contains("50 %, handler"), "{shown}");

@@ -57,7 +57,7 @@ pub(super) fn ladder(ladder: &Ladder) -> String {
     out
 }
 
-const RUNG_HEAD: [&str; 13] = [
+const RUNG_HEAD: [&str; 14] = [
     "load",
     "offered/s",
     "achieved/s",
@@ -69,6 +69,7 @@ const RUNG_HEAD: [&str; 13] = [
     "max",
     "p99 / unloaded p50",
     "lag p99",
+    "stalled",
     "lost",
     "late",
 ];
@@ -89,6 +90,8 @@ fn rung_row(rung: &Rung) -> Vec<String> {
         rung.p99_over_unloaded
             .map_or_else(dash, |ratio| format!("{ratio:.2}")),
         latency_or_dash(rung.generator_lag_p99_us),
+        rung.stalled_share
+            .map_or_else(dash, |share| format!("{:.2} %", share * 100.0)),
         grouped(rung.counts.lost as f64),
         grouped(rung.counts.late as f64),
     ]

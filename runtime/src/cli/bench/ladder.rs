@@ -202,8 +202,9 @@ impl Climb<'_> {
             "open loop, {arrivals}, up to {window} outstanding, {}, encrypted, {}; {:.1} s a \
              rate after {} ms warm-up. Latency runs from the intended send to the answer. LAG: how \
              late the generator was where the requester had nothing else to do, which is part of \
-             the latency. LATE: sent \
-             over 1 ms after its moment. A percentile needs 10 samples beyond it.",
+             the latency. STALLED: for which share of the time other threads held the cores of the \
+             measured ones. LATE: sent over 1 ms after its moment. A percentile needs 10 samples \
+             beyond it.",
             spec.what(),
             spec.placement(),
             self.args.length.as_secs_f64(),

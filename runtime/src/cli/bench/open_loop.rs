@@ -6,7 +6,7 @@
 use std::time::{Duration, SystemTime};
 
 use hdrhistogram::Histogram;
-use ramjet_bench::facts::{Quiet, Watch};
+use ramjet_bench::facts::{Quiet, Stalls, Watch};
 use ramjet_bench::ladder::{Rung, Stage};
 use ramjet_bench::latencies::{Interval, Latencies, curve};
 use ramjet_bench::schedule::{Arrivals, Schedule};
@@ -21,6 +21,9 @@ use crate::worker::clock;
 
 /// Beyond the run itself: grant, tunnel, answers that are still out, settlement.
 const GRACE_S: u64 = 120;
+
+/// How the names of worker threads begin, the requester's included.
+const WORKER_THREADS: &str = "ramjet-worker";
 
 /// What a run is.
 #[derive(Clone, Debug)]
@@ -48,6 +51,7 @@ pub(super) struct Ran {
     pub(super) intervals: Vec<Interval>,
     pub(super) began: SystemTime,
     pub(super) quiet: Quiet,
+    pub(super) stalled_share: Option<f64>,
     /// Tasks that were sent again.
     pub(super) repeated: u64,
 }
@@ -75,10 +79,11 @@ impl Load {
         let (job, intervals, report) = OpenLoop::new(plan, clock::now);
         let duration_s = u32::try_from(self.length.as_secs() + GRACE_S).unwrap_or(u32::MAX);
         let (watch, began) = (Watch::begin(), SystemTime::now());
+        let stalls = Stalls::begin(WORKER_THREADS);
         let followed = subject.engage(Box::new(job), self.window, duration_s, &mut || {
             look(&intervals);
         })?;
-        let quiet = watch.end();
+        let (quiet, stalled_share) = (watch.end(), stalls.end());
         let looped = report
             .recv()
             .map_err(|_| Failure::environment("the job was lost"))?;
@@ -93,6 +98,7 @@ impl Load {
             intervals,
             began,
             quiet,
+            stalled_share,
             repeated: followed.end.totals.repeated,
         })
     }
@@ -137,6 +143,7 @@ impl Load {
                 .rate
                 .filter(|_| !looped.own_lag.is_empty())
                 .map(|_| micros(looped.own_lag.value_at_quantile(0.99))),
+            stalled_share: ran.stalled_share,
             stages: stages_of(&looped.stages, self.rate.is_some()),
             curve: curve(latency),
             attempts,
