@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_path_that_loses_nothing_is_not_asked_again() {
-        let mut search = PathSearch::default();
+        let mut search = PathSearch::new(PATH_LEN_MAX);
         search.begin(Time::ZERO);
         let hour = Duration::from_secs(3_600);
         let probes = walk(&mut search, Time::ZERO, hour, 65_000);

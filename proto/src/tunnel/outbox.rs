@@ -33,8 +33,10 @@ impl Entry {
 /// The queue.
 #[derive(Default)]
 pub(super) struct Outbox {
-    waiting: VecDeque<Box<Entry>>,
-    free: Vec<Box<Entry>>,
+    entries: Vec<Entry>,
+    /// Places of the entries that wait, the oldest first.
+    waiting: VecDeque<usize>,
+    free: Vec<usize>,
 }
 
 impl Outbox {
@@ -53,11 +55,15 @@ impl Outbox {
         if self.waiting.len() == CAPACITY {
             return false;
         }
-        let mut entry = self.free.pop().unwrap_or_else(|| Box::new(Entry::new(to)));
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.entries.push(Entry::new(to));
+            self.entries.len() - 1
+        });
+        let entry = &mut self.entries[place];
         entry.to = to;
         entry.length = write(&mut entry.bytes);
         assert!(entry.length <= entry.bytes.len());
-        self.waiting.push_back(entry);
+        self.waiting.push_back(place);
         true
     }
 
@@ -71,13 +77,14 @@ impl Outbox {
 
     /// Copies the oldest datagram to `out`.
     pub(super) fn pop(&mut self, out: &mut [u8]) -> Option<Transmit> {
-        let entry = self.waiting.pop_front()?;
+        let place = self.waiting.pop_front()?;
+        let entry = &self.entries[place];
         out[..entry.length].copy_from_slice(&entry.bytes[..entry.length]);
         let transmit = Transmit {
             to: entry.to,
             len: entry.length,
         };
-        self.free.push(entry);
+        self.free.push(place);
         Some(transmit)
     }
 }
@@ -103,7 +110,7 @@ mod tests {
                 assert_eq!((usize::from(out[0]), out[1]), (number, round));
             }
             assert_eq!(outbox.pop(&mut out), None);
-            assert_eq!(outbox.free.len(), CAPACITY, "used again");
+            assert_eq!(outbox.entries.len(), CAPACITY, "used again");
         }
     }
 }

@@ -291,8 +291,8 @@ pub struct BenchLimitsArgs {
 #[derive(Debug, Args)]
 pub struct TunnelsArgs {
     /// Numbers of tunnels to measure, each with a worker of its own
-    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,4,100,1000,10000")]
-    #[arg(value_parser = tunnels)]
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = tunnels)]
+    #[arg(default_value = "1,4,100,1000,10000")]
     pub tunnels: Vec<usize>,
     /// Seconds of one run
     #[arg(long, default_value_t = 1.0, value_name = "S", value_parser = seconds)]
@@ -330,7 +330,7 @@ const TUNNELS_MAX: usize = 65_536;
 fn tunnels(text: &str) -> Result<usize, String> {
     match text.trim().parse() {
         Ok(number) if (1..=TUNNELS_MAX).contains(&number) => Ok(number),
-        _ => Err(format!("must be a number of tunnels from 1 to {TUNNELS_MAX}")),
+        _ => Err(format!("must be a number from 1 to {TUNNELS_MAX}")),
     }
 }
 

@@ -81,10 +81,7 @@ impl Member {
     ///
     /// # Errors
     /// The registry is gone or does not know the node.
-    pub fn lookup(
-        &mut self,
-        node: NodeId,
-    ) -> Result<(PublicKey, Option<SocketAddr>), NodeError> {
+    pub fn lookup(&mut self, node: NodeId) -> Result<(PublicKey, Option<SocketAddr>), NodeError> {
         match self.pilot(PilotAsk::Lookup(node))? {
             PilotReply::Found { key, endpoint } => Ok((key, endpoint)),
             other => Err(self.client.fault(&format!("lookup of {node}: {other:?}"))),
@@ -120,7 +117,10 @@ impl Member {
         let until =
             Instant::now() + Duration::from_millis(u64::from(offer.accept_deadline_ms)) + TIMEOUT;
         match self.ask(RequestBody::Offer { offer, signature })? {
-            ReplyBody::Offered { notified: 0, diagnosis } => {
+            ReplyBody::Offered {
+                notified: 0,
+                diagnosis,
+            } => {
                 let why = format!("offer {id}: no worker was notified: {diagnosis:?}");
                 return Err(self.client.fault(&why));
             }
@@ -183,15 +183,17 @@ impl Member {
 
     fn receive(&mut self, until: Instant) -> Result<FromRegistry, NodeError> {
         let bytes = self.client.read_message(until)?;
-        FromRegistry::parse(&bytes)
-            .map_err(|error| self.client.fault(&format!("an unreadable message: {error}")))
+        FromRegistry::parse(&bytes).map_err(|error| {
+            self.client
+                .fault(&format!("an unreadable message: {error}"))
+        })
     }
 
     /// Keeps the grants among what is pushed.
     fn take(&mut self, push: Push) -> Result<(), NodeError> {
         if let Push::Grant { grant } = push {
-            let grant = SignedGrant::decode(&grant.grant.0)
-                .map_err(|fault| self.client.fault(&fault))?;
+            let grant =
+                SignedGrant::decode(&grant.grant.0).map_err(|fault| self.client.fault(&fault))?;
             if self.grants.len() == GRANTS_MAX {
                 self.grants.pop_front();
             }

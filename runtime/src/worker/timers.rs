@@ -81,10 +81,10 @@ impl Rooms {
         let End::Serve(ServeEnd { slots: Some(_) }) = &channel.end else {
             return Due::Keep(silent_at);
         };
-        if now >= channel.report_due {
-            if let Some(report) = progress(channel, false) {
-                self.reporter.report(&self.counters, report);
-            }
+        if now >= channel.report_due
+            && let Some(report) = progress(channel, false)
+        {
+            self.reporter.report(&self.counters, report);
         }
         Due::Keep(silent_at.min(channel.report_due))
     }

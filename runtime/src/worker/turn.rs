@@ -415,7 +415,8 @@ impl<B: Io> Worker<B> {
         }
         self.inbox.waker.falling_asleep();
         if self.inbox.is_empty() {
-            let due = self.tunnels.next_timeout().min(self.rooms.channels.next_wake());
+            let channels_due = self.rooms.channels.next_wake();
+            let due = self.tunnels.next_timeout().min(channels_due);
             // A job that had nothing yet has no way to wake us.
             let longest = if self.rooms.active.is_empty() {
                 SLEEP_MAX

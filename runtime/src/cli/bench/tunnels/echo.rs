@@ -31,9 +31,15 @@ pub(super) struct Tally {
 
 impl Tally {
     pub(super) fn new(payload_len: usize) -> Self {
-        assert!(payload_len >= NUMBER_LEN, "the arguments are checked before");
+        assert!(
+            payload_len >= NUMBER_LEN,
+            "the arguments are checked before"
+        );
         Tally {
-            pattern: (0..=u8::MAX).cycle().take(payload_len - NUMBER_LEN).collect(),
+            pattern: (0..=u8::MAX)
+                .cycle()
+                .take(payload_len - NUMBER_LEN)
+                .collect(),
             issued: 0,
             right: 0,
             wrong: None,
@@ -96,7 +102,9 @@ impl Job for Echo<'_> {
                 let why = String::from_utf8_lossy(why);
                 tally.note(format!("task {token} failed: {why}"));
             }
-            Answer::Refused(why) => tally.note(format!("task {token} was refused: {}", why.label())),
+            Answer::Refused(why) => {
+                tally.note(format!("task {token} was refused: {}", why.label()))
+            }
         }
         Verdict::Reject
     }
@@ -112,19 +120,40 @@ mod tests {
         let mut space = [0; 64];
         let timing = Timing::default();
         let mut echo = Echo::new(&mut tally);
-        assert_eq!(echo.next(&mut space, Time::ZERO), Next::Task { len: 64, token: 0 });
+        assert_eq!(
+            echo.next(&mut space, Time::ZERO),
+            Next::Task { len: 64, token: 0 }
+        );
         let first = space;
-        assert_eq!(echo.next(&mut space, Time::ZERO), Next::Task { len: 64, token: 1 });
+        assert_eq!(
+            echo.next(&mut space, Time::ZERO),
+            Next::Task { len: 64, token: 1 }
+        );
         assert_ne!(first, space);
-        assert_eq!(echo.answer(0, Answer::Done(&first), timing), Verdict::Accept);
-        assert_eq!(echo.answer(1, Answer::Done(&first), timing), Verdict::Reject);
+        assert_eq!(
+            echo.answer(0, Answer::Done(&first), timing),
+            Verdict::Accept
+        );
+        assert_eq!(
+            echo.answer(1, Answer::Done(&first), timing),
+            Verdict::Reject
+        );
         for change in [8, 63] {
             let mut changed = space;
             changed[change] ^= 1;
-            assert_eq!(echo.answer(1, Answer::Done(&changed), timing), Verdict::Reject);
+            assert_eq!(
+                echo.answer(1, Answer::Done(&changed), timing),
+                Verdict::Reject
+            );
         }
-        assert_eq!(echo.answer(1, Answer::Done(&space[..63]), timing), Verdict::Reject);
-        assert_eq!(echo.answer(1, Answer::Done(&space), timing), Verdict::Accept);
+        assert_eq!(
+            echo.answer(1, Answer::Done(&space[..63]), timing),
+            Verdict::Reject
+        );
+        assert_eq!(
+            echo.answer(1, Answer::Done(&space), timing),
+            Verdict::Accept
+        );
         assert_eq!(tally.right, 2);
         assert!(tally.wrong.is_some_and(|wrong| wrong.contains("task 1")));
     }

@@ -10,14 +10,13 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use ramjet_proto::identity::Identity;
-use ramjet_proto::ids::NodeId;
+use crossbeam::channel::Receiver;
 use ramjet_proto::time::Time;
 
 use super::echo::Tally;
+use super::recruits::{Granted, Recruit};
 use super::requester::{Peer, Requester, Shared, Step};
 use super::wire::{Arrived, Wire};
 use crate::worker::clock;
@@ -108,10 +107,7 @@ impl Fleet {
 
     /// Adds registered nodes, in the order of their addresses, and exchanges keys with the worker.
     /// Answers how long that took.
-    pub(super) fn connect(
-        &mut self,
-        nodes: Vec<(NodeId, Arc<Identity>, Ipv4Addr)>,
-    ) -> Result<Duration, String> {
+    pub(super) fn connect(&mut self, nodes: Vec<Recruit>) -> Result<Duration, String> {
         let mut next = self.requesters.len();
         for (node, identity, address) in nodes {
             self.requesters
@@ -144,7 +140,7 @@ impl Fleet {
     /// requester of its place, and waits until all channels are open. Answers how long that took.
     pub(super) fn open(
         &mut self,
-        grants: &crossbeam::channel::Receiver<Result<(usize, Box<[u8]>, u32), String>>,
+        grants: &Receiver<Granted>,
         count: usize,
     ) -> Result<Duration, String> {
         let began = clock::now();
@@ -154,13 +150,7 @@ impl Fleet {
             let now = clock::now();
             while let Ok(grant) = grants.try_recv() {
                 let (place, grant, credits) = grant?;
-                self.requesters[place].open(
-                    now,
-                    grant,
-                    credits,
-                    &self.peer,
-                    &mut self.shared,
-                )?;
+                self.requesters[place].open(now, grant, credits, &self.peer, &mut self.shared)?;
                 self.reschedule(place);
             }
             self.step(now)?;
@@ -209,7 +199,8 @@ impl Fleet {
 
     /// One burst on every tunnel.
     pub(super) fn visit_all(&mut self) -> Result<(), String> {
-        let wanted = self.shared.tally.right + u64::from(self.load.burst) * self.requesters.len() as u64;
+        let wanted =
+            self.shared.tally.right + u64::from(self.load.burst) * self.requesters.len() as u64;
         let until = clock::now() + PATIENCE;
         while self.shared.tally.right < wanted {
             let now = clock::now();

@@ -57,7 +57,9 @@ impl Market {
         })?;
         spec.pin()?;
         let wire = Wire::bind().map_err(|error| format!("UDP socket: {error}"))?;
-        let port = wire.port().map_err(|error| format!("UDP socket: {error}"))?;
+        let port = wire
+            .port()
+            .map_err(|error| format!("UDP socket: {error}"))?;
         let place = Place {
             registry,
             first,

@@ -45,7 +45,14 @@ pub(super) fn measure(
     subject.worker.resume()?;
     let after = subject.worker.status()?.counters;
     let memory = (tunnels >= MEMORY_TUNNELS_MIN).then(|| gathered.memory(base, tunnels));
-    Ok(report(spec, &subject, &gathered, &pairs, memory, (&before, &after)))
+    Ok(report(
+        spec,
+        &subject,
+        &gathered,
+        &pairs,
+        memory,
+        (&before, &after),
+    ))
 }
 
 /// What was seen while the tunnels came.
@@ -119,9 +126,8 @@ fn compare(spec: &Spec, subject: &mut Market, control: &mut Market) -> Result<Pa
         force: spec.disturbed.force,
     };
     let clocks = [subject.worker.clock(), control.worker.clock()];
-    let workers_cpu_ns = || -> Result<u64, String> {
-        Ok(clocks[0].cpu_ns()? + clocks[1].cpu_ns()?)
-    };
+    let workers_cpu_ns =
+        || -> Result<u64, String> { Ok(clocks[0].cpu_ns()? + clocks[1].cpu_ns()?) };
     let (subject_runs, control_runs) = (RefCell::new(Vec::new()), RefCell::new(Vec::new()));
     let arm = |market: &mut Market, runs: &RefCell<Vec<Run>>| {
         let run = market.run(spec)?;
@@ -149,7 +155,9 @@ fn compare(spec: &Spec, subject: &mut Market, control: &mut Market) -> Result<Pa
     let quiet = Quiet {
         disturbed: !watched.disturbed.is_empty(),
         reasons: watched.disturbed.clone(),
-        ..whole.0.end_beside(workers_cpu_ns()?.saturating_sub(whole.1))
+        ..whole
+            .0
+            .end_beside(workers_cpu_ns()?.saturating_sub(whole.1))
     };
     // What a left-out pair measured takes no part in the other figures either.
     let kept = |runs: RefCell<Vec<Run>>| {
@@ -265,4 +273,3 @@ fn drops(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) -> BTree
         .filter(|(_, count)| *count > 0)
         .collect()
 }
-

@@ -197,7 +197,14 @@ fn command(spec: &WorkerSpec<'_>, state: &std::path::Path) -> Result<Command, St
     command
         .env_clear()
         .args(["bench", "tunnels-worker", "--json", "--task-ready"])
-        .args(["--skill", "echo", "--accept-from", "anyone", "--beacon", "none"])
+        .args([
+            "--skill",
+            "echo",
+            "--accept-from",
+            "anyone",
+            "--beacon",
+            "none",
+        ])
         .arg("--config")
         .arg(settings)
         .arg("--state")

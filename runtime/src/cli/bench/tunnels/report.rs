@@ -53,8 +53,19 @@ pub(in super::super) struct TunnelsReport {
 pub(in super::super) fn page(reports: &[TunnelsReport]) -> String {
     let against = format!("WITH {CONTROL_TUNNELS}");
     let header = [
-        "TUNNELS", "TASKS/S", &against, "RATIO", "95 % INTERVAL", "P50 US", "P99 US", "CPU NS",
-        "WITH 4", "GENERATOR", "KEYS/S", "B/TUNNEL", "B/ENGAGEMENT",
+        "TUNNELS",
+        "TASKS/S",
+        &against,
+        "RATIO",
+        "95 % INTERVAL",
+        "P50 US",
+        "P99 US",
+        "CPU NS",
+        "WITH 4",
+        "GENERATOR",
+        "KEYS/S",
+        "B/TUNNEL",
+        "B/ENGAGEMENT",
     ];
     let mut page = table(&header, &reports.iter().map(row).collect::<Vec<_>>());
     for report in reports {
@@ -81,14 +92,23 @@ fn row(report: &TunnelsReport) -> Vec<String> {
     let case = &report.case;
     let (tunnel, engagement) = report.memory.map_or_else(
         || ("-".to_owned(), "-".to_owned()),
-        |memory| (grouped(memory.tunnel_bytes), grouped(memory.engagement_bytes)),
+        |memory| {
+            (
+                grouped(memory.tunnel_bytes),
+                grouped(memory.engagement_bytes),
+            )
+        },
     );
     vec![
         report.tunnels.to_string(),
         figure(case.tasks_per_s, 0),
         figure(case.control, 0),
         figure(case.ratio, 2),
-        format!("{} to {}", figure(case.ratio_low, 2), figure(case.ratio_high, 2)),
+        format!(
+            "{} to {}",
+            figure(case.ratio_low, 2),
+            figure(case.ratio_high, 2)
+        ),
         figure(case.p50_us, 0),
         figure(case.p99_us, 0),
         figure(case.worker.map(|worker| worker.cpu_ns_per_task), 0),
