@@ -194,11 +194,20 @@ impl Watch {
     /// Reads them again and judges the run between.
     #[must_use]
     pub fn end(&self) -> Quiet {
+        self.end_beside(0)
+    }
+
+    /// As [`Self::end`], for a run to which processes belong that go on; they took `others_cpu_ns`
+    /// of processor time.
+    #[must_use]
+    pub fn end_beside(&self, others_cpu_ns: u64) -> Quiet {
         let own = ring::process_usage();
+        let own_cpu_ns =
+            (own.cpu_ns + ring::children_usage().cpu_ns).saturating_sub(self.own_cpu_ns);
         Quiet::judge(
             self.began.elapsed(),
             self.machine.zip(read_machine_ticks()),
-            (own.cpu_ns + ring::children_usage().cpu_ns).saturating_sub(self.own_cpu_ns),
+            own_cpu_ns.saturating_add(others_cpu_ns),
             own.involuntary_switches
                 .saturating_sub(self.involuntary_switches),
         )

@@ -4,6 +4,8 @@
 //! and both come from the same run; a missing figure is `null` in JSON and `-` in the table, never
 //! zero.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use crate::arms::ArmResult;
@@ -31,6 +33,26 @@ pub struct WorkerCost {
     pub tasks_per_datagram: f64,
     /// Mean length of those datagrams, in bytes of UDP payload.
     pub datagram_len: f64,
+}
+
+impl WorkerCost {
+    /// From the worker's counters before and after; nothing if it ran no task in between.
+    #[must_use]
+    pub fn between(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) -> Option<Self> {
+        #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
+        let count = |name: &str| -> Option<f64> {
+            let earlier = before.get(name).copied().unwrap_or(0);
+            Some(after.get(name)?.saturating_sub(earlier) as f64)
+        };
+        let (tasks, datagrams) = (count("tasks_run")?, count("datagrams_sent")?);
+        (tasks > 0.0 && datagrams > 0.0).then_some(())?;
+        Some(WorkerCost {
+            cpu_ns_per_task: count("busy_ns")? / tasks,
+            system_calls_per_task: count("system_calls")? / tasks,
+            tasks_per_datagram: tasks / datagrams,
+            datagram_len: count("bytes_sent")? / datagrams,
+        })
+    }
 }
 
 /// One measured case.

@@ -60,10 +60,10 @@ struct Slot {
     first_sent: Time,
     due: Time,
     payload: Vec<u8>,
-    /// A long task on its way out.
-    long: Option<Long>,
+    /// A long task on its way out. Boxed, as the next: rare, and every slot holds their place.
+    long: Option<Box<Long>>,
     /// A long result on its way in.
-    parts_in: Option<PartsIn>,
+    parts_in: Option<Box<PartsIn>>,
     /// Pieces of progress that came in order.
     pieces: u32,
 }
@@ -236,10 +236,10 @@ impl Requesting {
     /// Puts a long task into a free slot; its parts go turn by turn.
     fn start_long(&mut self, now: Time, token: u64, payload: Bytes) {
         let (head, slot) = self.start(now, token, 0);
-        slot.long = Some(Long {
+        slot.long = Some(Box::new(Long {
             parts: PartsOut::new(payload.len()),
             payload,
-        });
+        }));
         self.sending.push(head.task.slot);
         self.next_scan = self.next_scan.min(now + self.rtt.timeout());
     }
@@ -411,7 +411,7 @@ impl Requesting {
         let receiving = &mut self.receiving;
         let parts = slot.parts_in.get_or_insert_with(|| {
             *receiving += part.total;
-            PartsIn::new(&part)
+            Box::new(PartsIn::new(&part))
         });
         let taken = parts.take(&part);
         if let Some(offset) = parts.ack_due() {

@@ -46,10 +46,10 @@ struct Slot {
     flags: u8,
     auxiliary: u32,
     answer: Vec<u8>,
-    /// A long task on its way in.
-    parts_in: Option<PartsIn>,
+    /// A long task on its way in. Boxed, as the next: rare, and every slot holds their place.
+    parts_in: Option<Box<PartsIn>>,
     /// A long result on its way out: `answer` in parts.
-    parts_out: Option<PartsOut>,
+    parts_out: Option<Box<PartsOut>>,
     /// Progress of the task, kept until its slot is used again.
     pieces: Vec<Box<[u8]>>,
 }
@@ -85,6 +85,10 @@ impl Slot {
         kept
     }
 }
+
+// Thousands of engagements rest at a time, each with all its slots: one more line of the cache for
+// each of them is a line more to fetch for every task of a worker that serves them in turn.
+const _: () = assert!(size_of::<Slot>() <= 80);
 
 /// Bytes that the long tasks of one channel may hold while they arrive.
 pub const RECEIVING_BYTES_MAX: usize = 64 << 20;
@@ -306,7 +310,7 @@ impl Serving {
                 return Ok(None);
             }
             self.receiving += part.total;
-            self.slots[usize::from(task.slot)].parts_in = Some(PartsIn::new(&part));
+            self.slots[usize::from(task.slot)].parts_in = Some(Box::new(PartsIn::new(&part)));
         }
         let slot = &mut self.slots[usize::from(task.slot)];
         let Some(parts) = &mut slot.parts_in else {
@@ -370,7 +374,7 @@ impl Serving {
             SlotState::Free => return Err(DropReason::Stale),
             SlotState::Receiving => return Err(DropReason::OutOfOrder),
             SlotState::Answered if slot.parts_out.is_some() => {
-                slot.parts_out.iter_mut().for_each(PartsOut::rewind);
+                slot.parts_out.iter_mut().for_each(|parts| parts.rewind());
                 self.totals.repeated += 1;
                 if !self.sending.contains(&task.slot) {
                     self.sending.push(task.slot);
@@ -498,7 +502,7 @@ impl Serving {
         let task = admitted.task;
         self.keep(task, Kind::ResultPart, 0, auxiliary, &[]);
         let slot = &mut self.slots[usize::from(task.slot)];
-        slot.parts_out = Some(PartsOut::new(answer.len()));
+        slot.parts_out = Some(Box::new(PartsOut::new(answer.len())));
         self.kept += answer.len();
         slot.answer = answer;
         self.sending.push(task.slot);

@@ -5,11 +5,14 @@
 //! |---|---|---|---|
 //! | searching | a PROBE of the next length, every [`PROBE_EVERY`] | uses that length, searches on | holds what it has |
 //! | holding the base | nothing; searches again after [`SEARCH_AGAIN`] | | |
-//! | holding more | a PROBE of the length in use, every [`CONFIRM_EVERY`] | holds on | back to the base: the path has changed |
+//! | holding more | nothing, until a loss is suspected; then a PROBE of the length in use, at most every [`CONFIRM_EVERY`] | holds on | back to the base: the path has changed |
+//!
+//! What is answered was carried: traffic confirms the length in use (RFC 8899, 4.3), and thousands of
+//! tunnels that are in use now and then cost no probe.
 //!
 //! Who drives it: for a tunnel to another ramjet node, [`PathSearch::next_probe`] whenever
 //! [`PathSearch::due`] has passed and the tunnel is in use, [`PathSearch::acknowledged`] for each
-//! PROBE_ACK. The caller sends with fragmentation forbidden, or the answer means nothing. Absent:
+//! PROBE_ACK, [`PathSearch::suspect`] whenever something had to be repeated. The caller sends with fragmentation forbidden, or the answer means nothing. Absent:
 //! ICMP, which an off-path attacker can forge.
 
 use core::time::Duration;
@@ -22,7 +25,7 @@ use crate::wire::limits::PATH_LENS;
 pub const PROBE_EVERY: Duration = Duration::from_millis(200);
 /// Unanswered probes of one length before it is given up (RFC 8899, MAX_PROBES).
 pub const PROBES_MAX: u8 = 3;
-/// How often a length above the base is confirmed (RFC 8899 leaves it to the sender's traffic).
+/// How often a length above the base is confirmed at the most.
 pub const CONFIRM_EVERY: Duration = Duration::from_secs(5);
 /// When a search that ended is begun again (RFC 8899, PMTU_RAISE_TIMER).
 pub const SEARCH_AGAIN: Duration = Duration::from_secs(600);
@@ -38,6 +41,8 @@ pub struct PathSearch {
     raising: bool,
     /// Place in [`PATH_LENS`] of the longest length to try.
     top: u8,
+    /// Whether something had to be repeated since the length in use was confirmed.
+    suspected: bool,
     due: Time,
 }
 
@@ -50,6 +55,7 @@ impl PathSearch {
             unanswered: 0,
             raising: true,
             top: u8::try_from(longer.count()).expect("a few lengths"),
+            suspected: false,
             due: Time::NEVER,
         }
     }
@@ -69,6 +75,7 @@ impl PathSearch {
             unanswered: 0,
             raising: true,
             top: self.top,
+            suspected: false,
             due: if begun { now } else { Time::NEVER },
         };
     }
@@ -83,14 +90,25 @@ impl PathSearch {
         false
     }
 
-    /// When [`Self::next_probe`] has something to say; [`Time::NEVER`] before [`Self::begin`].
+    /// When [`Self::next_probe`] has something to say; [`Time::NEVER`] before [`Self::begin`], and
+    /// while nothing speaks against the length in use.
     pub fn due(&self) -> Time {
-        self.due
+        let settled = self.held > 0 && !self.raising && self.unanswered == 0;
+        if settled && !self.suspected {
+            Time::NEVER
+        } else {
+            self.due
+        }
+    }
+
+    /// Something had to be repeated: the path may carry less than it did.
+    pub fn suspect(&mut self) {
+        self.suspected = true;
     }
 
     /// The length of the probe to send now, if one is due. Unanswered probes have their effect here.
     pub fn next_probe(&mut self, now: Time) -> Option<usize> {
-        if self.due == Time::NEVER || now < self.due {
+        if self.due() == Time::NEVER || now < self.due {
             return None;
         }
         if self.unanswered >= PROBES_MAX {
@@ -100,6 +118,7 @@ impl PathSearch {
                 self.held = 0;
             }
             self.raising = false;
+            self.suspected = false;
             self.due = now + self.pause();
             return None;
         }
@@ -132,6 +151,7 @@ impl PathSearch {
             return Err(DropReason::Stale);
         }
         self.unanswered = 0;
+        self.suspected = false;
         if self.raising {
             self.held += 1;
             self.raising = self.held < self.top;
@@ -148,6 +168,7 @@ impl PathSearch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::limits::PATH_LEN_MAX;
 
     /// A path that carries up to `limit` bytes, walked for `time`; the probes sent.
     fn walk(search: &mut PathSearch, from: Time, time: Duration, limit: usize) -> Vec<usize> {
@@ -164,6 +185,24 @@ mod tests {
             now = search.due().max(now + Duration::from_millis(1));
         }
         probes
+    }
+
+    #[test]
+    fn a_path_that_loses_nothing_is_not_asked_again() {
+        let mut search = PathSearch::new(PATH_LEN_MAX);
+        search.begin(Time::ZERO);
+        let hour = Duration::from_secs(3_600);
+        let probes = walk(&mut search, Time::ZERO, hour, 65_000);
+        assert_eq!(probes, PATH_LENS[1..]);
+        assert_eq!(search.due(), Time::NEVER);
+        search.suspect();
+        let later = Time::ZERO + hour;
+        assert!(search.due() <= later);
+        // The confirmation answers the suspicion; the next one waits its time.
+        assert_eq!(walk(&mut search, later, hour, 65_000), [PATH_LEN_MAX]);
+        search.suspect();
+        let again = later + CONFIRM_EVERY;
+        assert_eq!(search.due(), again);
     }
 
     #[test]
@@ -184,6 +223,7 @@ mod tests {
         walk(&mut search, Time::ZERO, Duration::from_secs(1), 65_000);
         assert_eq!(search.len(), PATH_LENS[2]);
         let later = Time::ZERO + Duration::from_secs(1);
+        search.suspect();
         walk(&mut search, later, Duration::from_secs(7), 1_400);
         assert_eq!(search.len(), PATH_LENS[0]);
         let much_later = later + SEARCH_AGAIN + Duration::from_secs(10);

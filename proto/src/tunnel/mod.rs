@@ -62,6 +62,10 @@ use crate::ids::NodeId;
 /// Entropy as an argument: fills the slice with bytes that nobody can guess.
 pub type Entropy<'a> = &'a mut dyn FnMut(&mut [u8]);
 
+/// Bytes that one tunnel may take in memory, while its keys are exchanged and its peer does its
+/// worst; one that rests, with one session and one nonce prefix, takes a tenth.
+pub const TUNNEL_LEN_MAX: usize = peer::TUNNEL_LEN_MAX;
+
 /// What a table of tunnels needs to know.
 #[derive(Clone, Debug)]
 pub struct TunnelConfig {

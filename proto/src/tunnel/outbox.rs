@@ -1,7 +1,9 @@
 //! Datagrams that the tunnels themselves want sent: announcements, requests, pings, pongs,
-//! keepalives, beacon messages. A ring of fixed capacity; what does not fit is not sent, and the
-//! sender's own schedule repeats it.
+//! keepalives, beacon messages. A queue of bounded length; what does not fit is not sent, and the
+//! sender's own schedule repeats it. Its entries are made when they are first needed and used again:
+//! a node with one tunnel holds two or three of them, a worker as many as ever waited at once.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use super::Transmit;
@@ -18,50 +20,50 @@ struct Entry {
     bytes: [u8; DATAGRAM_LEN_MAX],
 }
 
-/// The ring.
+impl Entry {
+    fn new(to: SocketAddr) -> Self {
+        Entry {
+            to,
+            length: 0,
+            bytes: [0; DATAGRAM_LEN_MAX],
+        }
+    }
+}
+
+/// The queue.
+#[derive(Default)]
 pub(super) struct Outbox {
-    entries: Box<[Entry]>,
-    head: usize,
-    length: usize,
+    entries: Vec<Entry>,
+    /// Places of the entries that wait, the oldest first.
+    waiting: VecDeque<usize>,
+    free: Vec<usize>,
 }
 
 impl Outbox {
-    pub(super) fn new() -> Self {
-        let to = SocketAddr::from(([0, 0, 0, 0], 0));
-        let entries = (0..CAPACITY)
-            .map(|_| Entry {
-                to,
-                length: 0,
-                bytes: [0; DATAGRAM_LEN_MAX],
-            })
-            .collect();
-        Outbox {
-            entries,
-            head: 0,
-            length: 0,
-        }
-    }
-
     /// Whether timeouts may add more.
     pub(super) fn is_crowded(&self) -> bool {
-        self.length + RESERVE > CAPACITY
+        self.waiting.len() + RESERVE > CAPACITY
     }
 
     /// Queues a datagram that `write` puts into the space; it answers the length. `false` if the
-    /// ring is full, and then nothing was written.
+    /// queue is full, and then nothing was written.
     pub(super) fn push_with(
         &mut self,
         to: SocketAddr,
         write: impl FnOnce(&mut [u8]) -> usize,
     ) -> bool {
-        if self.length == CAPACITY {
+        if self.waiting.len() == CAPACITY {
             return false;
         }
-        let entry = &mut self.entries[(self.head + self.length) % CAPACITY];
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.entries.push(Entry::new(to));
+            self.entries.len() - 1
+        });
+        let entry = &mut self.entries[place];
         entry.to = to;
         entry.length = write(&mut entry.bytes);
         assert!(entry.length <= entry.bytes.len());
-        self.length += 1;
+        self.waiting.push_back(place);
         true
     }
 
@@ -75,17 +77,15 @@ impl Outbox {
 
     /// Copies the oldest datagram to `out`.
     pub(super) fn pop(&mut self, out: &mut [u8]) -> Option<Transmit> {
-        if self.length == 0 {
-            return None;
-        }
-        let entry = &self.entries[self.head];
+        let place = self.waiting.pop_front()?;
+        let entry = &self.entries[place];
         out[..entry.length].copy_from_slice(&entry.bytes[..entry.length]);
-        self.head = (self.head + 1) % CAPACITY;
-        self.length -= 1;
-        Some(Transmit {
+        let transmit = Transmit {
             to: entry.to,
             len: entry.length,
-        })
+        };
+        self.free.push(place);
+        Some(transmit)
     }
 }
 
@@ -96,7 +96,7 @@ mod tests {
     #[test]
     fn keeps_order_and_refuses_what_does_not_fit() {
         let to = SocketAddr::from(([127, 0, 0, 1], 9));
-        let mut outbox = Outbox::new();
+        let mut outbox = Outbox::default();
         let mut out = [0; DATAGRAM_LEN_MAX];
         for round in 0..3 {
             for number in 0..CAPACITY {
@@ -110,6 +110,7 @@ mod tests {
                 assert_eq!((usize::from(out[0]), out[1]), (number, round));
             }
             assert_eq!(outbox.pop(&mut out), None);
+            assert_eq!(outbox.entries.len(), CAPACITY, "used again");
         }
     }
 }

@@ -52,6 +52,20 @@ const PREFIXES_MAX: usize = 8;
 /// Superseded keys of the peer that are remembered for one key of ours.
 const RETIRED_MAX: usize = 8;
 
+/// Sessions that exist at a time: see the table above.
+const SESSIONS_MAX: usize = 5;
+/// What the cipher library allocates for an AES-256-GCM key or an X25519 key, rounded up.
+const KEY_OBJECT_LEN_MAX: usize = 1_024;
+
+/// What one tunnel may take in memory: itself, both keys of ours, and every session with every window.
+pub(super) const TUNNEL_LEN_MAX: usize = size_of::<Tunnel>()
+    + 2 * KEY_OBJECT_LEN_MAX
+    + RETIRED_MAX * 32
+    + SESSIONS_MAX
+        * (size_of::<Session>()
+            + KEY_OBJECT_LEN_MAX
+            + PREFIXES_MAX * size_of::<([u8; 4], ReplayWindow)>());
+
 /// A key shared with the peer and what was received under it.
 pub(super) struct Session {
     pub(super) key: SessionKey,
@@ -140,7 +154,7 @@ impl Tunnel {
             candidates: [None, None],
             local,
             next: None,
-            retired: Vec::with_capacity(RETIRED_MAX),
+            retired: Vec::new(),
             exchange: None,
             wanted: false,
             answers: Bucket::default(),
@@ -225,6 +239,8 @@ impl Tunnel {
             }
             let mut window = ReplayWindow::new();
             let newest = window.commit(sealed.counter);
+            // A second prefix is rare, and a window is the largest part of a session.
+            session.windows.reserve_exact(1);
             session.windows.push((sealed.prefix, window));
             sealed.body[..length].copy_from_slice(plaintext);
             // One chance in 2^32, and one too many: both ends count under one prefix.

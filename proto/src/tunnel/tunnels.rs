@@ -81,7 +81,7 @@ impl Tunnels {
             node: config.node,
             identity: config.identity,
             table: Table::new(config.tunnels_max),
-            outbox: Outbox::new(),
+            outbox: Outbox::default(),
             events: VecDeque::with_capacity(events_max),
             events_max,
             timers: Timers::with_capacity(config.tunnels_max),

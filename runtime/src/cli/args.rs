@@ -174,6 +174,14 @@ pub struct NodeArgs {
     pub trust: Vec<u32>,
 }
 
+impl NodeArgs {
+    fn layer(&self, layer: Layer) -> Layer {
+        let layer = layer.set(s::SOCKET, &self.socket);
+        self.serve
+            .layer(self.identity.layer(self.market.layer(layer)))
+    }
+}
+
 /// `ramjet resolve`.
 #[derive(Debug, Args)]
 pub struct ResolveArgs {
@@ -331,11 +339,7 @@ impl Cli {
                     .set(s::BEACON, &registry.beacon)
                     .set(s::STATE, &registry.state),
             ),
-            Command::Node(node) => {
-                let layer = common.set(s::SOCKET, &node.socket);
-                node.serve
-                    .layer(node.identity.layer(node.market.layer(layer)))
-            }
+            Command::Node(node) => node.layer(common),
             Command::Resolve(resolve) => resolve.ask.layer(common),
             Command::Submit(submit) => {
                 let layer = common.set(s::SOCKET, &submit.socket);
@@ -356,6 +360,8 @@ impl Cli {
                 BenchCommand::Soak(soak) => soak.threads.layer(soak.target.layer(common)),
                 BenchCommand::Limits(_) => common,
                 BenchCommand::Peers(peers) => peers.threads.layer(common),
+                BenchCommand::Tunnels(tunnels) => tunnels.threads.layer(common),
+                BenchCommand::TunnelsWorker(node) => node.layer(common),
             },
             Command::Doctor => common,
         }

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand, ValueEnum, ValueHint};
 use ramjet_bench::schedule::{Arrivals, RATE_MAX, RATE_MIN};
 
 use super::arg_groups::{IdentityArgs, MarketArgs, ThreadArgs};
-use super::args::{duration, seconds};
+use super::args::{NodeArgs, duration, seconds};
 use super::settings::Layer;
 
 /// `ramjet bench`.
@@ -32,6 +32,11 @@ pub enum BenchCommand {
     Limits(BenchLimitsArgs),
     /// Side by side with what one would pick instead: tonic, NATS, quinn, the Pilot daemon
     Peers(BenchPeersArgs),
+    /// A worker with up to 10,000 tunnels at once: tasks a second beside 4 tunnels, memory of each
+    Tunnels(TunnelsArgs),
+    /// The worker of `tunnels`, in a process of its own
+    #[command(hide = true)]
+    TunnelsWorker(Box<NodeArgs>),
 }
 
 /// How long and how often to measure.
@@ -285,6 +290,53 @@ pub struct BenchLimitsArgs {
     /// Where a report goes
     #[command(flatten)]
     pub report: ReportArgs,
+}
+
+/// How many tunnels, and how to load them.
+#[derive(Debug, Args)]
+pub struct TunnelsArgs {
+    /// Numbers of tunnels to measure, each with a worker of its own
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = tunnels)]
+    #[arg(default_value = "1,4,100,1000,10000")]
+    pub tunnels: Vec<usize>,
+    /// Seconds of one run
+    #[arg(long, default_value_t = 1.0, value_name = "S", value_parser = seconds)]
+    pub seconds: f64,
+    /// Pairs of runs, so many tunnels and 4, in the order A B B A
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(5..=100))]
+    pub pairs: u32,
+    /// Payload bytes
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(8..=1200))]
+    pub payload: u32,
+    /// Tasks that a tunnel sends in one go
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub burst: u32,
+    /// Tasks in flight on all tunnels together
+    #[arg(long, default_value_t = 1024, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub window: u32,
+    /// How the worker runs [default: pinned to a core, spin]
+    #[command(flatten)]
+    pub threads: ThreadArgs,
+    /// What to do about a disturbed machine
+    #[command(flatten)]
+    pub disturbed: DisturbedArgs,
+    /// Where a report goes
+    #[command(flatten)]
+    pub report: ReportArgs,
+}
+
+/// Most tunnels that a worker may be told to hold.
+const TUNNELS_MAX: usize = 65_536;
+
+fn tunnels(text: &str) -> Result<usize, String> {
+    match text.trim().parse() {
+        Ok(number) if (1..=TUNNELS_MAX).contains(&number) => Ok(number),
+        _ => Err(format!("must be a number from 1 to {TUNNELS_MAX}")),
+    }
 }
 
 /// Tasks a second.

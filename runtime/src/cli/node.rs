@@ -107,6 +107,7 @@ pub(super) fn tell_limits(config: &NodeConfig, output: &Output) {
     const MIB: usize = 1 << 20;
     let lines = plan(&PlanLimits {
         workers: config.workers,
+        tunnels: config.tunnels_max,
         engagements: config.engagements_max,
         credits: usize::try_from(config.credits).unwrap_or(usize::MAX),
     });
@@ -117,8 +118,7 @@ pub(super) fn tell_limits(config: &NodeConfig, output: &Output) {
         output.say(&format!("limit: {count} {what}, at most {mib} MiB"));
     }
     output.say(&format!(
-        "limit: {} tunnels a worker; all of it at most {} MiB",
-        config.tunnels_max,
+        "limit: all of it at most {} MiB",
         sum.div_ceil(MIB)
     ));
 }

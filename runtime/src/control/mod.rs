@@ -14,7 +14,7 @@
 //! | `link`, `pilot`, `transport`, `backoff` | the registry: protocol state, Pilot messages, framed TCP |
 //! | `advertise` | what the node says of itself |
 //! | `local`, [`local_client`], `local_wire`, `local_job` | the local socket: both ends, their protocol, the job between |
-//! | [`query`] | questions to a registry without a node |
+//! | [`query`], [`member`] | questions to a registry, and a node's own business there, without a running node |
 //!
 //! Invariants: the plane never blocks and reads no clock; a receipt is durable before a command
 //! that sends it is released; whatever comes from the registry, a peer or a local client is checked
@@ -31,6 +31,7 @@ mod local;
 pub mod local_client;
 mod local_job;
 mod local_wire;
+pub mod member;
 mod observe;
 mod peers;
 mod pilot;

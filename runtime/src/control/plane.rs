@@ -70,6 +70,9 @@ pub(crate) struct Plane {
     pub(crate) requesting: BTreeMap<OfferId, Requesting>,
     pub(crate) by_engagement: BTreeMap<EngagementId, OfferId>,
     pub(crate) serving: BTreeMap<EngagementId, Serving>,
+    /// When a row of `serving` is due: no tick before looks at any of them. Whoever makes one due
+    /// earlier says so here.
+    pub(crate) serving_due: Time,
     pub(crate) accepting: BTreeMap<OfferId, Accepting>,
     pub(crate) observer: Observer,
     pub(crate) drain: Option<Drain>,
@@ -125,6 +128,7 @@ impl Plane {
             requesting: BTreeMap::new(),
             by_engagement: BTreeMap::new(),
             serving: BTreeMap::new(),
+            serving_due: Time::NEVER,
             accepting: BTreeMap::new(),
             observer,
             drain: None,

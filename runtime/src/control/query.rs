@@ -32,6 +32,12 @@ impl RegistryClient {
     pub fn connect(address: SocketAddr) -> Result<RegistryClient, NodeError> {
         let named = |error: std::io::Error| NodeError(format!("registry {address}: {error}"));
         let stream = TcpStream::connect_timeout(&address, TIMEOUT).map_err(named)?;
+        Self::over(address, stream)
+    }
+
+    /// Takes over a connection to `address`.
+    pub(super) fn over(address: SocketAddr, stream: TcpStream) -> Result<Self, NodeError> {
+        let named = |error: std::io::Error| NodeError(format!("registry {address}: {error}"));
         stream
             .set_nodelay(true)
             .and_then(|()| stream.set_write_timeout(Some(TIMEOUT)))
@@ -88,12 +94,7 @@ impl RegistryClient {
     fn ask(&mut self, body: RequestBody) -> Result<ReplyBody, NodeError> {
         let id = self.next_id;
         self.next_id += 1;
-        let message = serde_json::to_vec(&Request { id, body }).expect("requests serialize");
-        let mut out = Vec::with_capacity(4 + message.len());
-        append_frame(&mut out, &message);
-        self.stream
-            .write_all(&out)
-            .map_err(|error| self.fault(&error))?;
+        self.send(&serde_json::to_vec(&Request { id, body }).expect("requests serialize"))?;
         let until = Instant::now() + TIMEOUT;
         loop {
             let message = self.read_message(until)?;
@@ -111,7 +112,17 @@ impl RegistryClient {
         }
     }
 
-    fn read_message(&mut self, until: Instant) -> Result<Vec<u8>, NodeError> {
+    /// Sends one message as it is.
+    pub(super) fn send(&mut self, message: &[u8]) -> Result<(), NodeError> {
+        let mut out = Vec::with_capacity(4 + message.len());
+        append_frame(&mut out, message);
+        self.stream
+            .write_all(&out)
+            .map_err(|error| self.fault(&error))
+    }
+
+    /// The next message, whatever it is.
+    pub(super) fn read_message(&mut self, until: Instant) -> Result<Vec<u8>, NodeError> {
         let mut chunk = [0; 16 << 10];
         loop {
             match self.deframer.next() {
@@ -121,7 +132,7 @@ impl RegistryClient {
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(self.fault(&format!("no answer within {TIMEOUT:?}")));
+                return Err(self.fault(&"no answer in time"));
             }
             let read = self
                 .stream
@@ -140,11 +151,11 @@ impl RegistryClient {
         }
     }
 
-    fn fault(&self, what: &dyn std::fmt::Display) -> NodeError {
+    pub(super) fn fault(&self, what: &dyn std::fmt::Display) -> NodeError {
         NodeError(format!("registry {}: {what}", self.address))
     }
 
-    fn odd(&self, reply: &ReplyBody) -> NodeError {
+    pub(super) fn odd(&self, reply: &ReplyBody) -> NodeError {
         self.fault(&format!("an unfitting answer: {}", kind(reply)))
     }
 }

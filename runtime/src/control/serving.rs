@@ -112,6 +112,7 @@ impl Plane {
             if longer {
                 let expires_at = at.at_unix_ms(grant.expires_at_ms);
                 row.expires_at = expires_at;
+                self.serving_due = at.now;
                 let (peer, engagement, tasks) = (grant.requester, grant.engagement, grant.tasks);
                 row.bytes = signed.encode();
                 row.grant = signed.grant;
@@ -169,6 +170,7 @@ impl Plane {
             grant,
         };
         self.serving.insert(row.grant.engagement, row);
+        self.serving_due = at.now;
     }
 
     /// A requester presents its grant: admit its channel, or refuse it by reason.
@@ -185,6 +187,7 @@ impl Plane {
                     return;
                 };
                 row.state = ServeState::Open { channel };
+                self.serving_due = at.now;
                 let credits = row.grant.concurrency.min(self.config.credits);
                 let terms = terms(&row.grant, row.skill, credits, self.config.unsigned_max, at);
                 self.count("channels_admitted");
@@ -350,6 +353,7 @@ impl Plane {
             // The requester closes the channel itself; this is for one that cannot any more.
             ServeState::Open { .. } => {
                 row.close_at = row.close_at.min(at.now + grace);
+                self.serving_due = at.now;
                 row.close_reason = CloseReason::Finished;
             }
         }
@@ -358,7 +362,11 @@ impl Plane {
     pub(crate) fn tick_serving(&mut self, at: Moment) {
         self.accepting
             .retain(|_, accepting| at.now < accepting.until);
+        if at.now < self.serving_due {
+            return;
+        }
         let grace = self.config.timings.grace;
+        let mut next = Time::NEVER;
         let mut unopened = Vec::new();
         let mut overdue = Vec::new();
         let mut endless = Vec::new();
@@ -370,11 +378,15 @@ impl Plane {
                 ServeState::Open { .. } if at.now >= end + grace => endless.push(engagement),
                 ServeState::Open { .. } if at.now >= end && !row.closing => {
                     row.closing = true;
+                    next = next.min(end + grace);
                     overdue.push((peer, engagement, row.close_reason));
                 }
-                _ => {}
+                ServeState::Granted { until } => next = next.min(until),
+                ServeState::Open { .. } if row.closing => next = next.min(end + grace),
+                ServeState::Open { .. } => next = next.min(end),
             }
         }
+        self.serving_due = next;
         for engagement in unopened {
             self.count("grants_never_opened");
             self.serving.remove(&engagement);

@@ -3,7 +3,7 @@
 //! A channel has a place in a slab and a generation, so that a late completion of the pool meets the
 //! channel it belongs to or none. Frames find it by tunnel, side and channel number; commands find
 //! it by engagement. A node never engages itself, yet two nodes may be each other's requester, so the
-//! side is part of the name.
+//! side is part of the name. Each channel may have a deadline, at which its timers run.
 
 use std::collections::HashMap;
 
@@ -16,6 +16,7 @@ use ramjet_proto::time::Time;
 use ramjet_proto::tunnel::TunnelHandle;
 use ramjet_proto::wire::limits::CHANNELS_PER_TUNNEL_MAX;
 
+use super::deadlines::Deadlines;
 use crate::control::vocabulary::{ChannelTerms, CloseReason, Side};
 use crate::job::Job;
 
@@ -99,10 +100,12 @@ pub struct Channel {
     pub end: End,
     /// When the other end was last heard.
     pub last_heard: Time,
-    /// When control next hears how it stands.
+    /// When control next hears how it stands; never while nothing has changed at a worker's end.
     pub report_due: Time,
     /// What control last heard.
     pub reported: Totals,
+    /// Its deadline among all of them.
+    wake_at: Time,
     generation: u32,
 }
 
@@ -134,6 +137,7 @@ pub struct Channels {
     by_engagement: HashMap<(EngagementId, Side), u32>,
     /// By tunnel index and side: place plus one of each channel number.
     by_number: Vec<[Option<ByNumber>; 2]>,
+    deadlines: Deadlines,
     next_generation: u32,
 }
 
@@ -152,6 +156,7 @@ impl Channels {
             free: Vec::new(),
             by_engagement: HashMap::new(),
             by_number: (0..tunnels_max).map(|_| [None, None]).collect(),
+            deadlines: Deadlines::default(),
             next_generation: 1,
         }
     }
@@ -271,8 +276,51 @@ impl Channels {
         if self.by_engagement.get(&key) == Some(&place) {
             self.by_engagement.remove(&key);
         }
+        self.deadlines.remove(place);
         self.free.push(place);
         Some(channel)
+    }
+
+    /// Runs the channel's timers at `at` or earlier.
+    pub fn wake(&mut self, place: u32, at: Time) {
+        if let Some(channel) = self.at_mut(place)
+            && at < channel.wake_at
+        {
+            channel.wake_at = at;
+            self.deadlines.set(place, at);
+        }
+    }
+
+    /// Wakes every channel in a tunnel: it has just come up, or its path says more.
+    pub fn wake_tunnel(&mut self, tunnel: TunnelHandle, at: Time) {
+        for number in (0..CHANNELS_PER_TUNNEL_MAX).filter_map(|number| u16::try_from(number).ok()) {
+            for side in [Side::Requester, Side::Worker] {
+                if let Some(place) = self.find(tunnel, side, ChannelId(number)) {
+                    self.wake(place, at);
+                }
+            }
+        }
+    }
+
+    /// Wakes every channel.
+    pub fn wake_all(&mut self, at: Time) {
+        for place in self.places() {
+            self.wake(place, at);
+        }
+    }
+
+    /// When the next channel wants to be looked at.
+    pub fn next_wake(&self) -> Time {
+        self.deadlines.next()
+    }
+
+    /// Takes a channel whose deadline has come; it has none until it is given one.
+    pub fn pop_due(&mut self, now: Time) -> Option<u32> {
+        let place = self.deadlines.pop_due(now)?;
+        if let Some(channel) = self.at_mut(place) {
+            channel.wake_at = Time::NEVER;
+        }
+        Some(place)
     }
 
     /// The places in use.
@@ -300,6 +348,7 @@ pub fn channel(
         last_heard: now,
         report_due: Time::NEVER,
         reported: Totals::default(),
+        wake_at: Time::NEVER,
         generation: 0,
     }
 }

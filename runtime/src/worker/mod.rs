@@ -15,7 +15,7 @@
 //! | [`arena`] | the memory shared with the kernel |
 //! | [`rooms`], [`serve`], [`request`], [`timers`] | rooms 4 to 7, at either end of an engagement |
 //! | [`outbox`] | rooms 7 to 9 |
-//! | [`channels`] | the table of engagements |
+//! | [`channels`], [`deadlines`] | the table of engagements, and when each wants to be looked at |
 //! | [`pool`] | handlers that run elsewhere |
 //! | [`plan`] | what all of it may take in memory |
 //! | [`mailbox`], [`counters`] | how other threads reach a worker, and what they may read |
@@ -27,6 +27,7 @@
 pub mod arena;
 pub mod channels;
 pub mod counters;
+mod deadlines;
 pub mod io;
 pub mod mailbox;
 pub mod mmsg;
@@ -52,7 +53,6 @@ use std::sync::Arc;
 
 use ramjet_proto::identity::Identity;
 use ramjet_proto::ids::NodeId;
-use ramjet_proto::time::Time;
 use ramjet_proto::tunnel::{TunnelConfig, Tunnels};
 use ramjet_proto::wire::limits::FRAME_PAYLOAD_MAX;
 
@@ -245,7 +245,6 @@ fn run(
             frames_max: plan.frames_per_datagram_max,
         },
         draining: None,
-        timers_due: Time::NEVER,
         outstanding: 0,
         frame_len: 0,
         at: clock::now(),
@@ -312,7 +311,11 @@ fn start<B: Io>(mut worker: Worker<B>, started: &Started) -> Result<(), String> 
     worker.run().map_err(|error| error.to_string())
 }
 
-fn pin(core: usize) -> std::io::Result<()> {
+/// Pins the calling thread to a core.
+///
+/// # Errors
+/// A core that there is not, or that this process may not use.
+pub fn pin(core: usize) -> std::io::Result<()> {
     if core >= rustix::thread::CpuSet::MAX_CPU {
         return Err(std::io::Error::other("no such core"));
     }

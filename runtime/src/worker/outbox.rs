@@ -29,7 +29,7 @@ use ramjet_proto::wire::limits::{
 
 use super::arena::{SEND_LEN_MAX, SEND_TRAINS, SendArena};
 use super::counters::{Counter, Counters};
-use super::io::{Io, Outgoing};
+use super::io::Outgoing;
 
 /// Where the packet payload starts in a datagram.
 const PAYLOAD_START: usize = SEALED_HEADER_LEN + PACKET_HEADER_LEN;
@@ -181,13 +181,13 @@ impl Outbox {
         Some(place)
     }
 
-    /// Seals every train and hands it to the kernel.
+    /// Seals every train and hands it to `submit`, which sends it and frees it.
     pub fn flush(
         &mut self,
         now: Time,
         tunnels: &mut Tunnels,
         send: &mut SendArena,
-        io: &mut impl Io,
+        mut submit: impl FnMut(&mut SendArena, Outgoing),
         counters: &Counters,
     ) {
         for filling in self.trains.drain(..) {
@@ -197,7 +197,7 @@ impl Outbox {
                     counters.add(Counter::TrainsSent, 1);
                     counters.add(Counter::DatagramsSent, filling.complete as u64 + 1);
                     counters.add(Counter::BytesSent, outgoing.len as u64);
-                    io.submit(send, outgoing);
+                    submit(send, outgoing);
                 }
                 Err(reason) => {
                     counters.drop_send(reason, 1);

@@ -1,15 +1,19 @@
 //! What a node's data path may take in memory, summed before it starts.
 //!
-//! The arenas are taken at start. Slots are taken when their engagement opens, and each grows to
-//! the longest answer it has kept. Long payloads are memory only while they are there.
+//! The arenas are taken at start. A tunnel takes its keys and sessions when they are exchanged. Slots
+//! are taken when their engagement opens, and each grows to the longest answer it has kept. Long
+//! payloads are memory only while they are there.
 
 use ramjet_proto::engagement::serving::{KEPT_BYTES_MAX, RECEIVING_BYTES_MAX};
+use ramjet_proto::tunnel::TUNNEL_LEN_MAX;
 use ramjet_proto::wire::limits::FRAME_PAYLOAD_MAX;
 
 use super::arena::{RECEIVE_BUFFERS, RECEIVE_STRIDE, SEND_TRAINS, TRAIN_STRIDE};
 
 /// A slot's own fields, rounded up.
-const SLOT_BYTES: usize = 192;
+const SLOT_BYTES: usize = 128;
+/// A tunnel's places in the tables of a worker: index, timers, channels, outbox; rounded up.
+const TUNNEL_PLACES_LEN: usize = 256;
 
 /// One kind of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +38,8 @@ impl PlanLine {
 pub struct PlanLimits {
     /// Worker threads.
     pub workers: usize,
+    /// Tunnels of one worker thread.
+    pub tunnels: usize,
     /// Engagements it serves at a time.
     pub engagements: usize,
     /// Slots of one engagement.
@@ -41,7 +47,7 @@ pub struct PlanLimits {
 }
 
 /// Every line; their sum is what the data path may take at the most.
-pub fn plan(limits: &PlanLimits) -> [PlanLine; 4] {
+pub fn plan(limits: &PlanLimits) -> [PlanLine; 5] {
     [
         PlanLine {
             what: "receive buffers",
@@ -52,6 +58,11 @@ pub fn plan(limits: &PlanLimits) -> [PlanLine; 4] {
             what: "send trains",
             count: limits.workers * usize::from(SEND_TRAINS),
             bytes_each: TRAIN_STRIDE,
+        },
+        PlanLine {
+            what: "tunnels with every key and window",
+            count: limits.workers * limits.tunnels,
+            bytes_each: TUNNEL_LEN_MAX + TUNNEL_PLACES_LEN,
         },
         PlanLine {
             what: "slots with a kept answer",
@@ -75,11 +86,20 @@ mod tests {
         let sum = |limits: &PlanLimits| plan(limits).iter().map(PlanLine::bytes).sum::<usize>();
         let one = PlanLimits {
             workers: 1,
+            tunnels: 1,
             engagements: 1,
             credits: 1,
         };
         let arenas = super::super::arena::ARENA_BYTES;
-        assert_eq!(sum(&PlanLimits { workers: 2, ..one }) - sum(&one), arenas);
+        let tunnel = TUNNEL_LEN_MAX + TUNNEL_PLACES_LEN;
+        assert_eq!(
+            sum(&PlanLimits { workers: 2, ..one }) - sum(&one),
+            arenas + tunnel
+        );
+        assert_eq!(
+            sum(&PlanLimits { tunnels: 9, ..one }) - sum(&one),
+            8 * tunnel
+        );
         assert_eq!(
             sum(&PlanLimits { credits: 3, ..one }) - sum(&one),
             2 * (SLOT_BYTES + FRAME_PAYLOAD_MAX)

@@ -66,11 +66,10 @@ impl Rooms {
             unsigned_max: terms.unsigned_max,
             first_result_told: false,
         });
-        if self
-            .channels
-            .insert(channel(terms, peer, tunnel, number, end, now))
-            .is_none()
-        {
+        let channel = channel(terms, peer, tunnel, number, end, now);
+        if let Some(place) = self.channels.insert(channel) {
+            self.channels.wake(place, now);
+        } else {
             // The table is full; the job went with the channel, so control hears without it.
             let report = Report::Closed {
                 engagement,
@@ -81,7 +80,6 @@ impl Rooms {
             };
             self.reporter.report(&self.counters, report);
         }
-        self.timers_due = now;
     }
 
     /// A frame for a channel of ours.
@@ -132,12 +130,12 @@ impl Rooms {
         ));
         channel.report_due = now + REPORT_EVERY;
         self.outbox.path(channel.tunnel).begin(now);
-        self.timers_due = self.timers_due.min(now);
         let report = Report::Opened {
             engagement: channel.engagement,
             credits,
         };
         self.reporter.report(&self.counters, report);
+        self.channels.wake(place, now);
         self.activate(place);
         Ok(())
     }
@@ -160,7 +158,7 @@ impl Rooms {
             self.packing,
         );
         let progressed = slots.answer(self.at, frame, &mut sink, job.as_mut())?;
-        self.timers_due = self.timers_due.min(slots.next_timeout());
+        let due = slots.next_timeout();
         if let Progressed::Answered(round_trip_ns) = progressed {
             self.counters.add(Counter::AnswersReceived, 1);
             self.histograms.round_trip.saturating_record(round_trip_ns);
@@ -172,6 +170,7 @@ impl Rooms {
                 self.reporter.report(&self.counters, report);
             }
         }
+        self.channels.wake(place, due);
         Ok(())
     }
 
@@ -214,7 +213,7 @@ impl Rooms {
                 due: now,
                 sends: 0,
             });
-            self.timers_due = now;
+            self.channels.wake(place, now);
         }
     }
 
@@ -285,8 +284,9 @@ impl Rooms {
             };
             sent += slots.pump(now, &mut sink, job.as_mut(), PUMP_MAX);
             self.outstanding += slots.outstanding() as usize;
-            self.timers_due = self.timers_due.min(slots.next_timeout());
             if !slots.is_done() {
+                let due = slots.next_timeout();
+                self.channels.wake(*place, due);
                 return true;
             }
             // Verdicts that no task will carry go now.

@@ -26,6 +26,7 @@ use super::counters::{Counter, Counters};
 use super::mailbox::ReportSender;
 use super::outbox::{Outbox, Packing, TunnelSink};
 use super::pool::PoolJob;
+use super::timers::REPORT_EVERY;
 use crate::control::vocabulary::{Histograms, Report, Side};
 use crate::handler::Skill;
 
@@ -54,7 +55,14 @@ impl Reporter {
     pub fn report(&mut self, counters: &Counters, report: Report) {
         self.retry();
         let refused = if self.backlog.is_empty() {
-            self.sender.push(report).err()
+            match report {
+                // Only whoever looks at the status wants it; thousands of engagements that each
+                // wake control five times a second would keep it from everything else.
+                Report::Progress {
+                    side: Side::Worker, ..
+                } => self.sender.leave(report).err(),
+                _ => self.sender.push(report).err(),
+            }
         } else {
             Some(report)
         };
@@ -121,8 +129,6 @@ pub struct Rooms {
     pub packing: Packing,
     /// Whether control said to drain, and has been told that nothing runs.
     pub draining: Option<bool>,
-    /// When the timers of the channels are looked at next.
-    pub timers_due: Time,
     /// Tasks of ours that are out, as of the last pump.
     pub outstanding: usize,
     /// Bytes of the last packet's payload for each of its frames.
@@ -180,6 +186,10 @@ impl Rooms {
             let used = frame.and_then(|frame| self.frame(now, opened.tunnel, opened.peer, &frame));
             if let Err(reason) = used {
                 self.counters.drop_frame(reason);
+                if reason == DropReason::Duplicate {
+                    // The other end repeats what it had no answer to: one of both was lost.
+                    self.suspect_path(opened.tunnel);
+                }
             }
         }
         if let Some(mean) = payload_len.checked_div(frames) {
@@ -208,11 +218,11 @@ impl Rooms {
                 return Ok(());
             }
             Kind::ProbeAck => {
-                self.timers_due = self.timers_due.min(self.at);
-                return self
-                    .outbox
-                    .path(tunnel)
-                    .acknowledged(self.at, frame.auxiliary);
+                let path = self.outbox.path(tunnel);
+                path.acknowledged(self.at, frame.auxiliary)?;
+                let due = path.due();
+                self.channels.wake_tunnel(tunnel, due);
+                return Ok(());
             }
             Kind::Task
             | Kind::TaskPart
@@ -242,6 +252,11 @@ impl Rooms {
         };
         if let Some(channel) = self.channels.at_mut(place) {
             channel.last_heard = now;
+            if channel.report_due == Time::NEVER {
+                // At rest until now: control hears of what comes.
+                channel.report_due = now + REPORT_EVERY;
+                self.channels.wake(place, now + REPORT_EVERY);
+            }
         }
         match frame.kind {
             Kind::Close => self.closed_by_peer(place, frame),
@@ -289,6 +304,14 @@ impl Rooms {
             ..Head::channel(kind, channel, auxiliary)
         };
         sink(&mut self.outbox, &mut self.send, tunnel, self.packing).send(head, &[])
+    }
+
+    /// Something had to be repeated in a tunnel: its path is asked again.
+    pub(super) fn suspect_path(&mut self, tunnel: TunnelHandle) {
+        let path = self.outbox.path(tunnel);
+        path.suspect();
+        let due = path.due();
+        self.channels.wake_tunnel(tunnel, due);
     }
 
     /// Asks the path of a tunnel, when that is due; when to ask again. A channel that is silent asks

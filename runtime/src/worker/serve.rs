@@ -76,11 +76,8 @@ impl Rooms {
             unsigned_max: 0,
         };
         let end = End::Serve(ServeEnd { slots: None });
-        if self
-            .channels
-            .insert(channel(terms, peer, tunnel, number, end, now))
-            .is_none()
-        {
+        let channel = channel(terms, peer, tunnel, number, end, now);
+        let Some(place) = self.channels.insert(channel) else {
             self.tell(
                 tunnel,
                 number,
@@ -89,8 +86,8 @@ impl Rooms {
                 CloseReason::Full as u32,
             );
             return Ok(());
-        }
-        self.timers_due = self.timers_due.min(now + SERVE_SILENCE);
+        };
+        self.channels.wake(place, now + SERVE_SILENCE);
         let report = Report::OpenWanted {
             peer,
             channel: number,
@@ -135,7 +132,7 @@ impl Rooms {
         channel.last_heard = now;
         channel.report_due = now + REPORT_EVERY;
         self.outbox.path(tunnel).begin(now);
-        self.timers_due = self.timers_due.min(now);
+        self.channels.wake(place, now);
         self.tell_opened(place);
     }
 

@@ -1,7 +1,7 @@
 //! Everything on a channel that waits for time: repeats, receipts, reports, silence.
 //!
-//! The channels are looked at together, at most once a millisecond and only when one of them is due:
-//! nothing here is finer than that, and a list walked now and then costs less than a heap kept always.
+//! Each channel is looked at when its own deadline has come, and at most once a millisecond: nothing
+//! here is finer than that. A channel that rests costs nothing, so that thousands may.
 
 use core::time::Duration;
 
@@ -29,6 +29,8 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 const CLOSE_SENDS_MAX: u32 = 4;
 /// Finest grain of these timers.
 const GRAIN: Duration = Duration::from_millis(1);
+/// Channels whose timers run in one turn, so that a turn stays bounded.
+const CHANNELS_PER_TURN: usize = 256;
 
 /// What is to be done with a channel after its timers ran.
 enum Due {
@@ -39,11 +41,10 @@ enum Due {
 impl Rooms {
     /// Runs what is due on every channel.
     pub(super) fn run_timers(&mut self, now: Time, tunnels: &Tunnels) {
-        if now < self.timers_due {
-            return;
-        }
-        let mut next = Time::NEVER;
-        for place in self.channels.places() {
+        for _ in 0..CHANNELS_PER_TURN {
+            let Some(place) = self.channels.pop_due(now) else {
+                return;
+            };
             let Some(channel) = self.channels.at(place) else {
                 continue;
             };
@@ -52,15 +53,13 @@ impl Rooms {
                 End::Serve(_) => self.serve_timers(now, place),
             };
             match due {
-                Due::Keep(due) => next = next.min(due).min(self.path_timer(now, place)),
+                Due::Keep(due) => {
+                    let due = due.min(self.path_timer(now, place));
+                    self.channels.wake(place, due.max(now + GRAIN));
+                }
                 Due::End(reason) => self.end(place, reason),
             }
         }
-        self.timers_due = if next == Time::NEVER {
-            next
-        } else {
-            next.max(now + GRAIN)
-        };
     }
 
     fn path_timer(&mut self, now: Time, place: u32) -> Time {
@@ -82,13 +81,11 @@ impl Rooms {
         let End::Serve(ServeEnd { slots: Some(_) }) = &channel.end else {
             return Due::Keep(silent_at);
         };
-        if now >= channel.report_due {
-            let report = progress(channel, now, false);
-            if let Some(report) = report {
-                self.reporter.report(&self.counters, report);
-            }
+        if now >= channel.report_due
+            && let Some(report) = progress(channel, false)
+        {
+            self.reporter.report(&self.counters, report);
         }
-        let channel = self.channels.at(place).expect("walked by the caller");
         Due::Keep(silent_at.min(channel.report_due))
     }
 
@@ -109,9 +106,11 @@ impl Rooms {
             channel.tunnel,
             self.packing,
         );
-        let mut next = Time::NEVER;
+        let (mut next, mut repeats) = (Time::NEVER, false);
         if let (Some(slots), Some(job)) = (&mut end.slots, &end.job) {
+            let repeated = slots.totals().repeated;
             slots.handle_timeout(now, &mut sink, job.as_ref());
+            repeats = slots.totals().repeated > repeated;
             if slots.is_lost(now) {
                 return Due::End(CloseReason::Lost);
             }
@@ -138,6 +137,9 @@ impl Rooms {
             end.handshake_due = now + PING_EVERY;
         }
         next = next.min(end.handshake_due);
+        if repeats {
+            self.outbox.path(channel.tunnel).suspect();
+        }
         let covered = end.receipts_cover;
         let due_after = (end.unsigned_max / 4).max(1);
         let answered = channel.totals();
@@ -147,7 +149,7 @@ impl Rooms {
             if receipt_due && let End::Request(end) = &mut channel.end {
                 end.receipts_cover = answers(&answered);
             }
-            if let Some(report) = progress(channel, now, receipt_due) {
+            if let Some(report) = progress(channel, receipt_due) {
                 self.reporter.report(&self.counters, report);
             }
         }
@@ -217,7 +219,7 @@ impl Rooms {
                 if let (Some(slots), Some(job)) = (&mut end.slots, &mut end.job) {
                     slots.abandon(now, crate::job::Refused::Cancelled, job.as_mut());
                 }
-                self.timers_due = now;
+                self.channels.wake(place, now);
             }
             End::Serve(_) => {
                 let (tunnel, number) = (channel.tunnel, channel.channel);
@@ -237,9 +239,10 @@ fn answers(totals: &Totals) -> u64 {
 }
 
 /// How a channel stands, if that is news.
-fn progress(channel: &mut Channel, now: Time, receipt_due: bool) -> Option<Report> {
+fn progress(channel: &mut Channel, receipt_due: bool) -> Option<Report> {
     let totals = channel.totals();
-    channel.report_due = now + REPORT_EVERY;
+    // The next frame says when to look again.
+    channel.report_due = Time::NEVER;
     if totals == channel.reported && !receipt_due {
         return None;
     }

@@ -118,6 +118,7 @@ impl<B: Io> Worker<B> {
         self.count(events);
         if events.too_long > 0 {
             self.rooms.outbox.forget_paths(clock::now());
+            self.rooms.channels.wake_all(clock::now());
         }
         self.rooms.packing.datagrams_max = self.io.train_datagrams_max();
         !self.batch.is_empty()
@@ -359,7 +360,7 @@ impl<B: Io> Worker<B> {
             TunnelEvent::Established { tunnel, .. } => {
                 // The index may have had another tenant.
                 self.rooms.outbox.path(tunnel).restart(now);
-                self.rooms.timers_due = now;
+                self.rooms.channels.wake_tunnel(tunnel, now);
             }
             TunnelEvent::Lost { peer } => self.rooms.peer_lost(peer),
         }
@@ -368,12 +369,12 @@ impl<B: Io> Worker<B> {
     /// Rooms 9 and 10: seals what gathered, and sends it with the tunnels' own datagrams.
     fn flush(&mut self, now: Time) -> bool {
         let mut sent = !self.rooms.outbox.is_empty();
-        let rooms = &mut self.rooms;
+        let (rooms, io) = (&mut self.rooms, &mut self.io);
         rooms.outbox.flush(
             now,
             &mut self.tunnels,
             &mut rooms.send,
-            &mut self.io,
+            |send, outgoing| io.submit(send, outgoing),
             &rooms.counters,
         );
         while let Some(train) = rooms.send.take() {
@@ -416,7 +417,8 @@ impl<B: Io> Worker<B> {
         }
         self.inbox.waker.falling_asleep();
         if self.inbox.is_empty() {
-            let due = self.tunnels.next_timeout().min(self.rooms.timers_due);
+            let channels_due = self.rooms.channels.next_wake();
+            let due = self.tunnels.next_timeout().min(channels_due);
             // A job that had nothing yet has no way to wake us.
             let longest = if self.rooms.active.is_empty() {
                 SLEEP_MAX

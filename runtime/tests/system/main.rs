@@ -16,6 +16,7 @@
 //! | `local` | the socket of a running node |
 //! | `alone` | `demo` and `up` |
 //! | `bench` | open loops: what is counted and written |
+//! | `tunnels` | one worker and many requesters |
 
 mod alone;
 mod backend;
@@ -27,3 +28,4 @@ mod lifecycle;
 mod local;
 mod mistakes;
 mod privacy;
+mod tunnels;

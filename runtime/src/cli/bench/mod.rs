@@ -19,6 +19,7 @@
 //! | [`compared`], [`alone`] | interleaved pairs of the subject and a control arm; without one |
 //! | [`open_loop`] | one run at a stated rate, and the rung it makes |
 //! | [`tasks`], [`latency`], [`ladder`], [`soak`], [`limits`] | the cases |
+//! | [`tunnels`] | thousands of tunnels of one worker |
 //! | [`logs`], [`reports`] | files: histograms, the page and its JSON |
 //! | [`peers`] | ramjet beside what one would pick instead |
 
@@ -35,6 +36,7 @@ mod soak;
 mod subject;
 mod target;
 mod tasks;
+mod tunnels;
 
 use ramjet_bench::arms;
 use ramjet_bench::facts::{MachineFacts, Watch};
@@ -43,6 +45,7 @@ use ramjet_bench::page::Curve;
 use ramjet_bench::report::{self, CaseReport};
 use ramjet_bench::soak::SoakReport;
 
+use self::tunnels::TunnelsReport;
 use super::bench_args::{BenchArgs, BenchCommand, ReportArgs};
 use super::exit::{Exit, Failure};
 use super::output::Output;
@@ -55,6 +58,7 @@ struct Figures {
     curves: Vec<Curve>,
     ladder: Option<Ladder>,
     soak: Option<SoakReport>,
+    tunnels: Vec<TunnelsReport>,
 }
 
 pub(super) fn run(
@@ -96,6 +100,13 @@ pub(super) fn run(
                 })
             },
         ),
+        BenchCommand::Tunnels(args) => told("many tunnels", &args.report, output, |output| {
+            Ok(Figures {
+                tunnels: tunnels::run(args, settings, output)?,
+                ..Figures::default()
+            })
+        }),
+        BenchCommand::TunnelsWorker(node) => tunnels::worker(node, settings, output),
         BenchCommand::Peers(args) => {
             output.say(&MachineFacts::read().line());
             peers::run(args, settings, output)
@@ -134,6 +145,9 @@ fn print(figures: &Figures, output: &Output) -> Result<(), Failure> {
         if let Some(soak) = &figures.soak {
             output.object(soak)?;
         }
+        for tunnels in &figures.tunnels {
+            output.object(tunnels)?;
+        }
         return Ok(());
     }
     let mut text = String::new();
@@ -145,6 +159,9 @@ fn print(figures: &Figures, output: &Output) -> Result<(), Failure> {
     }
     if let Some(soak) = &figures.soak {
         text.push_str(&ramjet_bench::soak::summary(soak));
+    }
+    if !figures.tunnels.is_empty() {
+        text.push_str(&tunnels::page(&figures.tunnels));
     }
     output.data(text.trim_end())
 }

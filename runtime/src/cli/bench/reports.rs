@@ -37,7 +37,11 @@ pub(super) fn write(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         machine,
         quiet: Some(quiet),
-        cases: figures.cases,
+        cases: figures
+            .cases
+            .into_iter()
+            .chain(figures.tunnels.into_iter().map(|report| report.case))
+            .collect(),
         curves: figures.curves,
         ladder: figures.ladder,
         soak: figures.soak,

@@ -38,16 +38,7 @@ pub struct Loaded {
 impl Loaded {
     /// What a task cost the worker, if it counted.
     pub fn cost(&self) -> Option<WorkerCost> {
-        #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
-        let count = |name: &str| self.worker.get(name).map(|count| *count as f64);
-        let (tasks, datagrams) = (count("tasks_run")?, count("datagrams_sent")?);
-        (tasks > 0.0 && datagrams > 0.0).then_some(())?;
-        Some(WorkerCost {
-            cpu_ns_per_task: count("busy_ns")? / tasks,
-            system_calls_per_task: count("system_calls")? / tasks,
-            tasks_per_datagram: tasks / datagrams,
-            datagram_len: count("bytes_sent")? / datagrams,
-        })
+        WorkerCost::between(&BTreeMap::new(), &self.worker)
     }
 }
 
