@@ -107,8 +107,8 @@ impl<Failure: fmt::Display> fmt::Display for PairError<Failure> {
                 reason,
             } => write!(
                 out,
-                "the machine was disturbed: {clean} of {wanted} pairs were quiet, at least \
-                 {PAIRS_MIN} are needed; the last one met {reason}. Run it again when the machine \
+                "the machine was disturbed: {clean} pairs were quiet before {PAIRS_MIN} of {wanted} \
+                 were out of reach; the last one met {reason}. Run it again when the machine \
                  is quiet, or take it as it is with --force"
             ),
             Self::NotPositive { arm, value } => write!(
@@ -187,6 +187,10 @@ pub fn interleave_watched<Failure>(
     let (mut repeated, mut disturbed, mut last) = (0, Vec::new(), String::new());
     let (mut ran, mut kept) = (0, Vec::with_capacity(pairs));
     for pair in 0..pairs {
+        let left_out = pair - a.len();
+        if pairs - left_out < PAIRS_MIN {
+            break;
+        }
         for attempt in 0..=patience.retries {
             let (of_a, of_b) = if pair.is_multiple_of(2) {
                 let of_a = positive("subject", subject())?;
@@ -387,7 +391,10 @@ mod tests {
         let refused = interleave_watched(7, Patience::default(), one, one, disturbance)
             .expect_err("four are too few")
             .to_string();
-        assert!(refused.contains("4 of 7 pairs were quiet"), "{refused}");
+        assert!(
+            refused.contains("4 pairs were quiet before 5 of 7 were out of reach"),
+            "{refused}"
+        );
         assert!(
             refused.contains("steal time 9.0 %. Run it again"),
             "{refused}"

@@ -4,16 +4,16 @@
 
 use std::fmt::Write as _;
 
-use super::markup::{escape, latency};
+use super::markup::{escape, latency, shortened};
 use crate::report::{CaseReport, Compares, grouped};
 
 const WIDTH: f64 = 900.0;
-const BAR_LEFT: f64 = 250.0;
+const BAR_LEFT: f64 = 290.0;
 const BAR_RIGHT: f64 = 720.0;
 const BAR_HEIGHT: f64 = 15.0;
 const GAP: f64 = 14.0;
 /// Longest label that fits its column, in characters.
-const LABEL_CHARS_MAX: usize = 38;
+const LABEL_CHARS_MAX: usize = 40;
 
 /// The cases that are compared in this unit; nothing if there is none.
 pub(super) fn bars(cases: &[CaseReport], compares: Compares) -> Option<String> {
@@ -76,16 +76,12 @@ pub(super) fn bars(cases: &[CaseReport], compares: Compares) -> Option<String> {
 
 // Writing to a string cannot fail, here and below.
 fn draw_label(out: &mut String, y: f64, label: &str) {
-    let mut text: String = label.chars().take(LABEL_CHARS_MAX).collect();
-    if text.len() < label.len() {
-        text.push('…');
-    }
     let _ = writeln!(
         out,
         "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
         BAR_LEFT - 10.0,
         y + 12.0,
-        escape(&text)
+        escape(&shortened(label, LABEL_CHARS_MAX))
     );
 }
 

@@ -5,14 +5,16 @@
 
 use std::fmt::Write as _;
 
-use super::markup::escape;
+use super::markup::{escape, shortened};
 
 const WIDTH: f64 = 900.0;
 const HEIGHT: f64 = 380.0;
 const LEFT: f64 = 74.0;
-const RIGHT: f64 = 170.0;
+const RIGHT: f64 = 186.0;
 const TOP: f64 = 14.0;
 const BOTTOM: f64 = 46.0;
+/// Longest name that fits the legend, in characters.
+const NAME_CHARS_MAX: usize = 20;
 /// Colours there are.
 pub(super) const COLOURS: usize = 8;
 
@@ -244,7 +246,7 @@ impl Chart {
                  <text x=\"{:.1}\" y=\"{:.1}\">{}</text>",
                 left + 27.0,
                 y + 4.0,
-                escape(&series.name)
+                escape(&shortened(&series.name, NAME_CHARS_MAX))
             );
             y += 20.0;
         }

@@ -23,6 +23,15 @@ pub(super) fn escape(text: &str) -> String {
     out
 }
 
+/// Text of at most so many characters, the last of them an ellipsis where some were cut off.
+pub(super) fn shortened(text: &str, chars_max: usize) -> String {
+    if text.chars().count() <= chars_max {
+        return text.to_owned();
+    }
+    let head: String = text.chars().take(chars_max - 1).collect();
+    format!("{}…", head.trim_end())
+}
+
 /// A table under its head; the first column to the left, the others to the right. Cells are text.
 pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let mut out = String::from("<div class=\"wide\"><table><thead><tr>");
@@ -123,6 +132,13 @@ mod tests {
             table.contains("<th>&lt;th&gt;</th>") && table.contains("&lt;/td&gt;"),
             "{table}"
         );
+    }
+
+    #[test]
+    fn a_long_name_is_cut_at_a_character() {
+        assert_eq!(shortened("tasks", 5), "tasks");
+        assert_eq!(shortened("tasks 64 B", 7), "tasks…");
+        assert_eq!(shortened("µµµµ", 3), "µµ…");
     }
 
     #[test]

@@ -282,11 +282,14 @@ fn case_row(case: &CaseReport) -> Vec<String> {
 }
 
 fn case_words(case: &CaseReport) -> String {
+    let control = case
+        .control
+        .map_or_else(String::new, |_| format!("; control: {}", case.control_name));
     let mut out = format!(
-        "<p class=\"quiet\"><b>{}</b>: {}; control: {}</p>\n",
+        "<p class=\"quiet\"><b>{}</b>: {}{}</p>\n",
         escape(&case.case),
         escape(&case.method),
-        escape(&case.control_name)
+        escape(&control)
     );
     if let Some(note) = &case.note {
         out.push_str(&paragraph("quiet", note));

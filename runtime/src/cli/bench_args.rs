@@ -46,7 +46,7 @@ pub struct BenchRunArgs {
     #[arg(long, default_value_t = 1.0, value_name = "S", value_parser = seconds)]
     pub seconds: f64,
     /// Pairs of runs, ours and the control arm, in the order A B B A
-    #[arg(long, default_value_t = 5, value_name = "N")]
+    #[arg(long, default_value_t = 7, value_name = "N")]
     #[arg(value_parser = clap::value_parser!(u32).range(5..=100))]
     pub pairs: u32,
     /// Payload bytes [default: 64; 256 for latency with one outstanding]

@@ -132,7 +132,7 @@ impl Pairs<'_> {
         // The pairs decide what counts: what disturbed a pair that was run again is no blemish.
         let quiet = Quiet {
             disturbed: !watched.disturbed.is_empty(),
-            reasons: watched.disturbed.clone(),
+            reasons: disturbances(&watched.disturbed, self.spec.pairs),
             ..whole.end()
         };
         Ok((watched, quiet))
@@ -162,6 +162,12 @@ impl Pairs<'_> {
         });
         case
     }
+}
+
+/// One line for all pairs that count although they were disturbed.
+fn disturbances(pairs: &[String], of: usize) -> Vec<String> {
+    let line = |first: &String| format!("{} of {of} pairs, the first by {first}", pairs.len());
+    pairs.first().map(line).into_iter().collect()
 }
 
 /// How far the ratio of two equal things lies from 1, by the far end of its interval.
