@@ -20,8 +20,8 @@ use super::deadlines::Deadlines;
 use crate::control::vocabulary::{ChannelTerms, CloseReason, Side};
 use crate::job::Job;
 
-/// Engagements that one worker carries at a time.
-pub const CHANNELS_MAX: usize = 16_384;
+/// Engagements that one worker carries at a time: as many as a node may be told to serve.
+pub const CHANNELS_MAX: usize = 65_536;
 
 /// A receipt that is sent again until it is countersigned.
 pub struct PendingReceipt {
