@@ -471,8 +471,8 @@ mod tests {
                     idle: 5,
                     steal: 0,
                 },
-                300,
-                Some("300 involuntary"),
+                600,
+                Some("600 involuntary"),
             ),
         ];
         for (after, switches, reason) in table {

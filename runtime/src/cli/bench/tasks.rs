@@ -21,8 +21,9 @@ use crate::worker::IoKind;
 /// Bytes that the encrypted echo keeps in flight: enough that it never waits, whatever the length of
 /// its datagrams.
 const CIPHER_IN_FLIGHT: usize = 1 << 20;
-/// Fewest datagrams that it keeps in flight.
+/// Fewest and most datagrams that it keeps in flight.
 const CIPHER_WINDOW_MIN: usize = 16;
+const CIPHER_WINDOW_MAX: usize = 1_024;
 
 pub(super) fn run(
     args: &BenchTasksArgs,
@@ -102,7 +103,7 @@ fn held_to(
 fn cipher(spec: &Spec, shape: Option<WorkerCost>) -> Result<f64, Failure> {
     let shape = shape.ok_or_else(|| Failure::environment("the worker counted no tasks"))?;
     let len = (shape.datagram_len as usize).max(DATAGRAM_LEN_MIN);
-    let window = (CIPHER_IN_FLIGHT / len).max(CIPHER_WINDOW_MIN).min(1_024);
+    let window = (CIPHER_IN_FLIGHT / len).clamp(CIPHER_WINDOW_MIN, CIPHER_WINDOW_MAX);
     let arm = GsoEcho {
         duration: spec.run,
         cores: spec.cores(),
