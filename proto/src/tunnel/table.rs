@@ -27,24 +27,22 @@ struct Slot {
     tunnel: Option<Tunnel>,
 }
 
-/// The table.
+/// The table. Its slots have their place from the start, and are memory once they have been used.
 pub(super) struct Table {
     slots: Vec<Slot>,
+    /// Slots that were used and are not.
     free: Vec<u32>,
+    capacity: usize,
     index: Index,
 }
 
 impl Table {
     pub(super) fn new(capacity: usize) -> Self {
-        let count = u32::try_from(capacity).expect("tunnels_max is below 2^32");
+        assert!(u32::try_from(capacity).is_ok(), "tunnels_max is below 2^32");
         Table {
-            slots: (0..count)
-                .map(|_| Slot {
-                    generation: 0,
-                    tunnel: None,
-                })
-                .collect(),
-            free: (0..count).rev().collect(),
+            slots: Vec::with_capacity(capacity),
+            free: Vec::with_capacity(capacity),
+            capacity,
             index: Index::new(capacity),
         }
     }
@@ -54,7 +52,7 @@ impl Table {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.free.is_empty()
+        self.len() == self.capacity
     }
 
     /// The tunnel to `node`.
@@ -101,7 +99,14 @@ impl Table {
     /// If the table is full or knows the node: the caller asked before.
     pub(super) fn insert(&mut self, tunnel: Tunnel) -> TunnelHandle {
         assert!(self.find(tunnel.node).is_none());
-        let index = self.free.pop().expect("the caller made room");
+        assert!(!self.is_full(), "the caller made room");
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot {
+                generation: 0,
+                tunnel: None,
+            });
+            u32::try_from(self.slots.len() - 1).expect("below tunnels_max")
+        });
         self.index.insert(tunnel.node, index);
         let slot = &mut self.slots[index as usize];
         assert!(slot.tunnel.is_none());

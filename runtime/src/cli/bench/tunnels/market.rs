@@ -22,6 +22,8 @@ pub(super) struct Market {
     place: Place,
     name: String,
     pub(super) credits: u32,
+    /// What its process held before its first tunnel.
+    pub(super) resident_at_start: u64,
 }
 
 /// How long it took to bring requesters in.
@@ -71,6 +73,7 @@ impl Market {
             endpoint: worker.listen,
         };
         Ok(Market {
+            resident_at_start: worker.resident_bytes()?,
             fleet: Fleet::new(peer, wire, first, spec.load),
             worker,
             place,

@@ -36,15 +36,16 @@ pub(super) fn measure(
     let name = format!("control-{index}");
     let mut control = Market::start(spec, registry, name, CONTROL_TUNNELS, CONTROL_FIRST)?;
     control.warm_up(CONTROL_TUNNELS)?;
-    control.fleet.rest(REST)?;
-    let base = control.worker.resident_bytes()?;
     control.worker.pause()?;
 
     let before = gathered.counters.clone();
     let pairs = compare(spec, &mut subject, &mut control)?;
     subject.worker.resume()?;
     let after = subject.worker.status()?.counters;
-    let memory = (tunnels >= MEMORY_TUNNELS_MIN).then(|| gathered.memory(base, tunnels));
+    let tables = subject
+        .resident_at_start
+        .saturating_sub(control.resident_at_start);
+    let memory = (tunnels >= MEMORY_TUNNELS_MIN).then(|| gathered.memory(tables, tunnels));
     Ok(report(
         spec,
         &subject,
@@ -60,20 +61,22 @@ struct Gathered {
     joined: Joined,
     /// How many came last, and in that time.
     joining: usize,
-    /// Resident bytes when all tunnels were up, and when all had an engagement.
-    resident: [u64; 2],
+    /// Resident bytes with the first tunnels, when all were up, and when all had an engagement.
+    resident: [u64; 3],
     counters: BTreeMap<String, u64>,
 }
 
 impl Gathered {
-    /// What each tunnel takes beyond those of a process that holds `base` with the control's.
-    fn memory(&self, base: u64, tunnels: usize) -> Memory {
+    /// What each tunnel takes: of the process's growth, and of the `tables` that it had made for
+    /// them before.
+    fn memory(&self, tables: u64, tunnels: usize) -> Memory {
+        let [first, up, engaged] = self.resident;
         let others = (tunnels - CONTROL_TUNNELS) as u64;
-        let each = |resident: u64| resident.saturating_sub(base) / others;
+        let each = |resident: u64| (resident.saturating_sub(first) + tables) / others;
         Memory {
-            tunnel_bytes: each(self.resident[0]),
-            engagement_bytes: each(self.resident[1]),
-            process_bytes: self.resident[1],
+            tunnel_bytes: each(up),
+            engagement_bytes: each(engaged),
+            process_bytes: engaged,
         }
     }
 }
@@ -89,17 +92,19 @@ fn gather(
     let mut subject = Market::start(spec, registry, name, tunnels, SUBJECT_FIRST)?;
     let warm = tunnels.min(CONTROL_TUNNELS);
     let mut joined = subject.warm_up(warm)?;
-    let (mut joining, mut resident) = (warm, [0, 0]);
+    let (mut joining, mut resident) = (warm, [0; 3]);
     if tunnels > warm {
         joining = tunnels - warm;
-        joined.connecting = subject.connect(joining)?;
         subject.fleet.rest(REST)?;
         resident[0] = subject.worker.resident_bytes()?;
+        joined.connecting = subject.connect(joining)?;
+        subject.fleet.rest(REST)?;
+        resident[1] = subject.worker.resident_bytes()?;
         joined.engaging = subject.engage(joining)?;
         subject.fleet.deal();
         subject.fleet.visit_all()?;
         subject.fleet.rest(REST)?;
-        resident[1] = subject.worker.resident_bytes()?;
+        resident[2] = subject.worker.resident_bytes()?;
     }
     let counters = subject.worker.status()?.counters;
     subject.worker.pause()?;
@@ -229,8 +234,9 @@ fn note(memory: Option<Memory>, credits: u32) -> String {
     match memory {
         Some(memory) => format!(
             "a tunnel that rests takes {} bytes of its worker's process, with an open engagement of \
-             {credits} slots that were all used {} bytes; measured as what the process holds more \
-             than the control's, by tunnel",
+             {credits} slots that were all used {} bytes: what the process grew by after its first \
+             {CONTROL_TUNNELS} tunnels had been under load, and what it held more than the control's \
+             at its start",
             grouped(memory.tunnel_bytes),
             grouped(memory.engagement_bytes)
         ),

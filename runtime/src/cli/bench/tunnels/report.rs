@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::super::super::output::{grouped, table};
 use super::point::CONTROL_TUNNELS;
 
-/// Memory of a worker by tunnel: what its process holds more than one with the control's tunnels.
+/// Resident memory of a worker's process, by tunnel.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(in super::super) struct Memory {
     /// Of a tunnel whose keys are exchanged, without an engagement.
