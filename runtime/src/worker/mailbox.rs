@@ -155,18 +155,22 @@ impl ReportSender {
     /// # Errors
     /// The report, if the queue is full.
     pub fn push(&self, report: Report) -> Result<(), Report> {
-        self.leave(report)?;
+        self.queue.push(report)?;
         self.notify.notify_one();
         Ok(())
     }
 
-    /// Pushes a report that control need not be woken for: it is read with the next one that wakes
-    /// it, or when it looks around by itself.
+    /// Pushes a report that control need not be woken for, unless many gather: it is read with the
+    /// next one that wakes it, or when it looks around by itself.
     ///
     /// # Errors
     /// The report, if the queue is full.
     pub fn leave(&self, report: Report) -> Result<(), Report> {
-        self.queue.push(report)
+        self.queue.push(report)?;
+        if self.queue.len() >= REPORTS_MAX / 4 {
+            self.notify.notify_one();
+        }
+        Ok(())
     }
 }
 
