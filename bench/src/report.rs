@@ -20,6 +20,8 @@ pub enum Compares {
     TasksPerS,
     /// Median latency over the control's, both in microseconds: less is better.
     P50Us,
+    /// 99th percentile of the latency over the control's, both in microseconds: less is better.
+    P99Us,
 }
 
 /// What a task cost the worker that ran it, and how it travelled.
@@ -125,7 +127,7 @@ impl CaseReport {
             case: case.into(),
             tasks_per_s: figure.filter(|_| compares == Compares::TasksPerS),
             p50_us: figure.filter(|_| compares == Compares::P50Us),
-            p99_us: None,
+            p99_us: figure.filter(|_| compares == Compares::P99Us),
             control: Some(summary.control_median()),
             control_name: control_name.into(),
             compares,
@@ -192,7 +194,7 @@ pub(crate) fn columns(head: &[&str], rows: &[Vec<String>]) -> String {
 fn row(case: &CaseReport) -> Vec<String> {
     let control = |figure| match case.compares {
         Compares::TasksPerS => grouped(figure),
-        Compares::P50Us => format!("{figure:.1} us"),
+        Compares::P50Us | Compares::P99Us => format!("{figure:.1} us"),
     };
     let interval = case.ratio_low.zip(case.ratio_high).map_or_else(
         || String::from("-"),

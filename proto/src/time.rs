@@ -32,6 +32,13 @@ impl Time {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
+    /// The moment so long before this one, or the origin if it is not that old.
+    pub const fn before(self, duration: Duration) -> Time {
+        let nanos = duration.as_secs().saturating_mul(1_000_000_000);
+        let nanos = nanos.saturating_add(duration.subsec_nanos() as u64);
+        Time(self.0.saturating_sub(nanos))
+    }
+
     /// Nanoseconds since `earlier`, or zero if it is not in the past.
     pub const fn nanos_since(self, earlier: Time) -> u64 {
         self.0.saturating_sub(earlier.0)

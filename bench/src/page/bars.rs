@@ -20,10 +20,11 @@ pub(super) fn bars(cases: &[CaseReport], compares: Compares) -> Option<String> {
     let figure = |case: &CaseReport| match compares {
         Compares::TasksPerS => case.tasks_per_s,
         Compares::P50Us => case.p50_us,
+        Compares::P99Us => case.p99_us,
     };
     let tell = |value: f64| match compares {
         Compares::TasksPerS => format!("{}/s", grouped(value)),
-        Compares::P50Us => latency(value),
+        Compares::P50Us | Compares::P99Us => latency(value),
     };
     let shown: Vec<(&CaseReport, f64)> = cases
         .iter()
@@ -67,6 +68,7 @@ pub(super) fn bars(cases: &[CaseReport], compares: Compares) -> Option<String> {
     let title = match compares {
         Compares::TasksPerS => "tasks per second beside the controls",
         Compares::P50Us => "median latency beside the controls",
+        Compares::P99Us => "99th percentile of the latency beside the controls",
     };
     Some(format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {y:.0}\" \

@@ -232,6 +232,7 @@ pub(super) fn cases(cases: &[CaseReport], curves: &[Curve]) -> String {
     for (compares, words) in [
         (Compares::TasksPerS, "Tasks per second"),
         (Compares::P50Us, "Median latency"),
+        (Compares::P99Us, "99th percentile of the latency"),
     ] {
         let of_kind: Vec<&CaseReport> = cases
             .iter()
@@ -267,7 +268,7 @@ pub(super) fn cases(cases: &[CaseReport], curves: &[Curve]) -> String {
 fn case_row(case: &CaseReport) -> Vec<String> {
     let control = |figure| match case.compares {
         Compares::TasksPerS => grouped(figure),
-        Compares::P50Us => super::markup::latency(figure),
+        Compares::P50Us | Compares::P99Us => super::markup::latency(figure),
     };
     let interval = case.ratio_low.zip(case.ratio_high);
     vec![

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use ramjet_proto::addr::{Address, SocketAddress};
 use ramjet_proto::engagement::FrameSink;
+use ramjet_proto::engagement::congestion::Congestion;
 use ramjet_proto::engagement::job::{Answer, Job, Next, Refused, Timing, Verdict};
 use ramjet_proto::engagement::requesting::Requesting;
 use ramjet_proto::engagement::serving::{Admitted, Answered, Serving, ServingLimits};
@@ -418,6 +419,8 @@ pub fn frames(data: &[u8]) {
     };
     let mut serving = Serving::new(channel, limits);
     let mut requesting = Requesting::new(channel, 8, 1_000, Time::ZERO);
+    let mut our_path = Congestion::new(Time::ZERO);
+    let mut their_path = Congestion::new(Time::ZERO);
     let mut job = Once {
         handed: 0,
         open: BTreeSet::new(),
@@ -436,13 +439,20 @@ pub fn frames(data: &[u8]) {
         match kind % 4 {
             0 => {
                 for frame in Train::open(bytes).into_iter().flatten().flatten() {
-                    serve(&mut serving, now, &frame, &mut sink, &mut waiting);
+                    serve(
+                        &mut serving,
+                        now,
+                        &mut their_path,
+                        &frame,
+                        &mut sink,
+                        &mut waiting,
+                    );
                 }
             }
             1 => {
                 for frame in Train::open(bytes).into_iter().flatten().flatten() {
                     // Refusals by reason are the point; that none of them panics is checked.
-                    let _ = requesting.answer(now, &frame, &mut sink, &mut job);
+                    let _ = requesting.answer(now, &mut our_path, &frame, &mut sink, &mut job);
                 }
             }
             2 => {
@@ -450,27 +460,33 @@ pub fn frames(data: &[u8]) {
                     .first_chunk::<2>()
                     .map_or(1, |b| u16::from_be_bytes(*b));
                 now = now + Duration::from_millis(u64::from(millis));
-                requesting.handle_timeout(now, &mut sink, &job);
+                requesting.handle_timeout(now, &mut our_path, &mut sink, &job);
             }
             _ => {
                 if let Some(admitted) = waiting.pop() {
                     let answer = vec![7; usize::from(kind) * 40];
                     serving.answer_long(admitted, Answered::Done, 5, now, answer, &mut sink);
                 }
-                requesting.pump(now, &mut sink, &mut job, 4);
-                serving.pump_parts(&mut sink, 8);
+                requesting.pump(now, &mut our_path, &mut sink, &mut job, 4);
+                requesting.pump_parts(now, &mut our_path, &mut sink, 0, 8);
+                serving.acknowledge(&mut sink);
+                serving.pump_parts(now, &mut their_path, &mut sink, 8);
             }
         }
         assert_eq!(serving.running() as usize, waiting.len());
         assert_eq!(requesting.outstanding() as usize, job.open.len());
     }
-    requesting.abandon(now, Refused::Lost, &mut job);
+    requesting.abandon(now, &mut our_path, Refused::Lost, &mut job);
+    serving.release(&mut their_path);
+    assert_eq!(our_path.in_flight(), (0, 0), "an end counts nothing");
+    assert_eq!(their_path.in_flight(), (0, 0), "an end counts nothing");
     assert!(job.open.is_empty(), "every token is answered in the end");
 }
 
 fn serve(
     serving: &mut Serving,
     now: Time,
+    path: &mut Congestion,
     frame: &Frame<'_>,
     sink: &mut Frames,
     waiting: &mut Vec<Admitted>,
@@ -487,7 +503,7 @@ fn serve(
             }
         }
         Kind::Verdict => drop(serving.verdict(frame)),
-        Kind::PartAck => drop(serving.part_ack(frame)),
+        Kind::PartAck => drop(serving.part_ack(now, path, frame)),
         Kind::ProgressAck => drop(serving.progress_ack(frame, sink)),
         _ => {}
     }

@@ -13,6 +13,7 @@
 //!
 //! The tables own no socket and no clock. They write frames into a [`FrameSink`] they are lent.
 
+pub mod congestion;
 pub mod job;
 pub mod parts;
 pub mod requesting;
@@ -71,3 +72,5 @@ pub trait FrameSink {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod transfer_tests;

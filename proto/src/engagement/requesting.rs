@@ -4,22 +4,31 @@
 //! *backing off* (the worker was busy; the task goes out again, as the next generation, when the
 //! time it named has passed).
 //!
-//! Who drives it: [`Requesting::pump`] once a turn while the channel is open, [`Requesting::answer`]
-//! for each frame about a task, [`Requesting::handle_timeout`] when
-//! [`Requesting::next_timeout`] has passed. It calls the [`Job`] for tasks and with answers, each
-//! token exactly once.
+//! Who drives it: [`Requesting::pump`] and then, while [`Requesting::has_parts`],
+//! [`Requesting::pump_parts`] once a turn while the channel is open, [`Requesting::answer`] for each
+//! frame about a task, [`Requesting::handle_timeout`] when [`Requesting::next_timeout`] has passed,
+//! and [`Requesting::abandon`] when the channel ends. It calls the [`Job`] for tasks and with answers,
+//! each token exactly once.
 //!
-//! The send window follows loss: it starts at [`WINDOW_INITIAL`], grows by one for each answer until
-//! it holds every credit, and halves when a task had to be repeated, at most once a round trip.
+//! How much may be out beside the credits, the controller of the path says that every call is lent
+//! ([`super::congestion`]): a task counts from its first send until its answer comes or the worker
+//! says that it has it. A repeat is taken for a loss until the worker says that the first arrived.
+//! Long payloads and results are in [`long`], what waits for time in [`repeat`].
+
+mod long;
+mod repeat;
+
+pub(crate) use self::long::{PARALLEL_MAX, PARTS_A_TURN};
 
 use core::time::Duration;
+use std::collections::VecDeque;
 
-use bytes::Bytes;
-
+use self::long::Long;
+use crate::engagement::congestion::Congestion;
 use crate::engagement::job::{Answer, Job, Next, Refused, Timing, Verdict};
-use crate::engagement::parts::{Part, PartsIn, PartsOut};
+use crate::engagement::parts::{PartsIn, PartsOut};
 use crate::engagement::rtt::Rtt;
-use crate::engagement::serving::{RECEIVING_BYTES_MAX, next_generation};
+use crate::engagement::serving::next_generation;
 use crate::engagement::{FrameSink, Totals};
 use crate::fault::DropReason;
 use crate::frame::duration16;
@@ -27,18 +36,17 @@ use crate::frame::kind::{Kind, PRIOR_ACCEPTED, PRIOR_REJECTED, RefusalCode};
 use crate::frame::{Frame, Head, TaskId};
 use crate::ids::ChannelId;
 use crate::time::Time;
-use crate::wire::limits::{FRAME_PAYLOAD_MAX, TASK_LEN_MAX};
+use crate::wire::limits::{FRAME_HEADER_LEN, FRAME_PAYLOAD_MAX, TASK_LEN_MAX};
 
-/// Tasks outstanding before the first answer.
-pub const WINDOW_INITIAL: u32 = 64;
-/// Least window after losses.
-const WINDOW_MIN: u32 = 4;
 /// How long a free slot may keep a verdict to itself in the hope of a next task to carry it.
 const VERDICT_DELAY: Duration = Duration::from_millis(20);
 /// A task that is known to run is asked after this seldom.
 const WORKING_PROBE: Duration = Duration::from_millis(500);
 /// Silence after which the other end counts as lost while a task is owed an answer.
 const LOST_AFTER: Duration = Duration::from_secs(10);
+/// A worker states its own part of a round trip to a part in a thousand; of what it held for longer
+/// than this, the rest is no measure of the path.
+const HELD_NS_MAX: u64 = 16_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SlotState {
@@ -55,6 +63,8 @@ struct Slot {
     prior: u8,
     /// Whether the worker said that the task runs.
     working: bool,
+    /// Whether the path counts its payload as in flight.
+    counted: bool,
     sends: u32,
     token: u64,
     first_sent: Time,
@@ -62,16 +72,12 @@ struct Slot {
     payload: Vec<u8>,
     /// A long task on its way out. Boxed, as the next: rare, and every slot holds their place.
     long: Option<Box<Long>>,
+    /// Whether it is on the list of those with parts to send.
+    queued: bool,
     /// A long result on its way in.
     parts_in: Option<Box<PartsIn>>,
     /// Pieces of progress that came in order.
     pieces: u32,
-}
-
-#[derive(Debug)]
-struct Long {
-    payload: Bytes,
-    parts: PartsOut,
 }
 
 impl Slot {
@@ -80,15 +86,36 @@ impl Slot {
         state: SlotState::Free,
         prior: 0,
         working: false,
+        counted: false,
         sends: 0,
         token: 0,
         first_sent: Time::ZERO,
         due: Time::NEVER,
         payload: Vec::new(),
         long: None,
+        queued: false,
         parts_in: None,
         pieces: 0,
     };
+
+    /// The worker has the task, or has answered it: the path counts it no more.
+    #[inline]
+    fn settle(&mut self, now: Time, path: &mut Congestion, round_trip_ns: Option<u64>) {
+        if std::mem::take(&mut self.counted) {
+            path.task_settled(now, FRAME_HEADER_LEN + self.payload.len(), round_trip_ns);
+        }
+    }
+
+    /// The slot is given up, and what the path counts of it.
+    fn release(&mut self, path: &mut Congestion) {
+        if std::mem::take(&mut self.counted) {
+            path.task_forgotten(FRAME_HEADER_LEN + self.payload.len());
+        }
+        if let Some(mut long) = self.long.take() {
+            long.parts.release(path);
+        }
+        self.parts_in = None;
+    }
 }
 
 /// What an answer tells the caller beyond the job's own callback.
@@ -107,12 +134,14 @@ pub struct Requesting {
     slots: Box<[Slot]>,
     free: Vec<u16>,
     tasks_max: u64,
-    window: u32,
-    window_cut_at: Time,
     outstanding: u32,
     ended: bool,
-    /// Slots whose long tasks have parts to send.
-    sending: Vec<u16>,
+    /// Slots whose long tasks have parts to send, each once.
+    sending: VecDeque<u16>,
+    /// Of their payloads, bytes that were never sent.
+    unsent: usize,
+    /// Slots whose long results have parts that are not acknowledged, each once.
+    acking: Vec<TaskId>,
     /// Bytes reserved for long results that arrive.
     receiving: usize,
     /// Free slots that owe a verdict, and since when.
@@ -133,11 +162,11 @@ impl Requesting {
             slots: (0..credits).map(|_| Slot::EMPTY).collect(),
             free: (0..credits).rev().collect(),
             tasks_max,
-            window: WINDOW_INITIAL.min(u32::from(credits)),
-            window_cut_at: now,
             outstanding: 0,
             ended: false,
-            sending: Vec::new(),
+            sending: VecDeque::new(),
+            unsent: 0,
+            acking: Vec::new(),
             receiving: 0,
             verdicts_owed: 0,
             verdicts_due: Time::NEVER,
@@ -187,19 +216,23 @@ impl Requesting {
         self.next_scan.min(self.verdicts_due)
     }
 
-    /// Takes up to `budget` tasks from the job and sends them; how many.
+    /// Takes up to `budget` tasks from the job and sends those that fit a frame, and what long results
+    /// are owed in acknowledgments; how many tasks were begun.
     pub fn pump(
         &mut self,
         now: Time,
+        path: &mut Congestion,
         sink: &mut impl FrameSink,
         job: &mut dyn Job,
         budget: usize,
     ) -> usize {
-        let mut sent = self.pump_parts(sink, job.deadline_us(), budget);
-        while sent < budget && self.may_send() {
+        self.acknowledge(sink);
+        let mut begun = 0;
+        while begun < budget && self.may_begin(path) {
             let Some(space) = sink.reserve(FRAME_PAYLOAD_MAX) else {
                 break;
             };
+            begun += 1;
             let (len, token) = match job.next(space, now) {
                 Next::Task { len, token } => (len, token),
                 Next::Large { payload, token } => {
@@ -208,12 +241,15 @@ impl Requesting {
                         job.answer(token, Answer::Refused(Refused::TooBig), Timing::default());
                     } else {
                         self.start_long(now, token, payload);
-                        sent += self.pump_parts(sink, job.deadline_us(), budget - sent);
                     }
                     continue;
                 }
-                Next::Later => break,
+                Next::Later => {
+                    begun -= 1;
+                    break;
+                }
                 Next::End => {
+                    begun -= 1;
                     self.ended = true;
                     break;
                 }
@@ -221,50 +257,24 @@ impl Requesting {
             let (head, slot) = self.start(now, token, job.deadline_us());
             slot.payload.clear();
             slot.payload.extend_from_slice(&space[..len]);
+            slot.counted = true;
+            path.task_sent(FRAME_HEADER_LEN + len);
             sink.commit(head, len);
-            sent += 1;
         }
-        if sent > 0 {
+        if begun > 0 {
             self.next_scan = self.next_scan.min(now + self.rtt.timeout());
         }
         if self.is_done() && self.verdicts_owed > 0 {
             self.verdicts_due = now;
         }
-        sent
+        begun
     }
 
-    /// Puts a long task into a free slot; its parts go turn by turn.
-    fn start_long(&mut self, now: Time, token: u64, payload: Bytes) {
-        let (head, slot) = self.start(now, token, 0);
-        slot.long = Some(Box::new(Long {
-            parts: PartsOut::new(payload.len()),
-            payload,
-        }));
-        self.sending.push(head.task.slot);
-        self.next_scan = self.next_scan.min(now + self.rtt.timeout());
-    }
-
-    /// Sends parts of long tasks, as their windows allow; how many went.
-    fn pump_parts(&mut self, sink: &mut impl FrameSink, deadline_us: u32, budget: usize) -> usize {
-        let (channel, slots) = (self.channel, &mut self.slots);
-        let mut sent = 0;
-        self.sending.retain(|index| {
-            let slot = &mut slots[usize::from(*index)];
-            let head = part_head(channel, *index, slot);
-            let Some(long) = &mut slot.long else {
-                return false;
-            };
-            sent += long
-                .parts
-                .pump(&long.payload, head, deadline_us, sink, budget - sent);
-            // What the window holds back goes on with the next acknowledgment.
-            long.parts.may_send()
-        });
-        sent
-    }
-
-    fn may_send(&self) -> bool {
-        !self.has_ended() && !self.free.is_empty() && self.outstanding < self.window
+    fn may_begin(&mut self, path: &mut Congestion) -> bool {
+        !self.has_ended()
+            && !self.free.is_empty()
+            && self.unsent < long::UNSENT_MAX
+            && path.may_send_task()
     }
 
     /// Puts a new task into a free slot.
@@ -277,6 +287,7 @@ impl Requesting {
         slot.generation = next_generation(slot.generation);
         slot.state = SlotState::Outstanding;
         slot.working = false;
+        debug_assert!(!slot.counted, "a free slot is not in flight");
         slot.pieces = 0;
         slot.sends = 1;
         slot.token = token;
@@ -311,11 +322,11 @@ impl Requesting {
     pub fn answer(
         &mut self,
         now: Time,
+        path: &mut Congestion,
         frame: &Frame<'_>,
         sink: &mut impl FrameSink,
         job: &mut dyn Job,
     ) -> Result<Progressed, DropReason> {
-        let timeout = self.rtt.timeout();
         let slot = self
             .slots
             .get_mut(usize::from(frame.task.slot))
@@ -329,21 +340,19 @@ impl Requesting {
         self.last_heard = now;
         match frame.kind {
             Kind::Working => {
-                slot.working = true;
-                slot.due = now + WORKING_PROBE;
-                Ok(Progressed::Noted)
-            }
-            Kind::PartAck => {
-                let long = slot.long.as_mut().ok_or(DropReason::OutOfOrder)?;
-                long.parts.ack(frame.auxiliary);
-                slot.due = now + timeout;
-                if long.parts.may_send() && !self.sending.contains(&frame.task.slot) {
-                    self.sending.push(frame.task.slot);
+                if !slot.working && slot.sends > 1 {
+                    // Only a repeat is answered so: the first had arrived.
+                    path.task_was_not_lost();
                 }
+                self.works(now, path, frame.task);
                 Ok(Progressed::Noted)
             }
-            Kind::Progress => self.progress(now, frame, sink, job),
-            Kind::Refused => self.refused(now, frame, job),
+            Kind::PartAck => self.part_ack(now, path, frame),
+            Kind::Progress => {
+                self.works(now, path, frame.task);
+                self.progress(frame, sink, job)
+            }
+            Kind::Refused => self.refused(now, path, frame, job),
             _ if u32::from(frame.flags) > slot.pieces => {
                 // Pieces are missing: they come again, and the answer after them.
                 let next = slot.pieces;
@@ -353,30 +362,35 @@ impl Requesting {
                 );
                 Ok(Progressed::Noted)
             }
-            Kind::ResultPart => self.result_part(now, frame, sink, job),
+            Kind::ResultPart => self.result_part(now, path, frame, sink, job),
             Kind::Result => {
                 let answer = Answer::Done(frame.payload);
-                Ok(self.finish(now, frame.task, frame.auxiliary, answer, job))
+                Ok(self.finish(now, path, frame.task, frame.auxiliary, answer, job))
             }
             Kind::Failed => {
                 let answer = Answer::Failed(frame.payload);
-                Ok(self.finish(now, frame.task, frame.auxiliary, answer, job))
+                Ok(self.finish(now, path, frame.task, frame.auxiliary, answer, job))
             }
             _ => Err(DropReason::OutOfOrder),
         }
     }
 
+    /// The worker has the task and runs it.
+    fn works(&mut self, now: Time, path: &mut Congestion, task: TaskId) {
+        let slot = &mut self.slots[usize::from(task.slot)];
+        slot.working = true;
+        slot.due = now + WORKING_PROBE;
+        slot.settle(now, path, None);
+    }
+
     /// A piece of progress: handed on in order; a gap is asked for.
     fn progress(
         &mut self,
-        now: Time,
         frame: &Frame<'_>,
         sink: &mut impl FrameSink,
         job: &mut dyn Job,
     ) -> Result<Progressed, DropReason> {
         let slot = &mut self.slots[usize::from(frame.task.slot)];
-        slot.working = true;
-        slot.due = now + WORKING_PROBE;
         if frame.auxiliary > slot.pieces {
             let next = slot.pieces;
             sink.send(
@@ -393,67 +407,37 @@ impl Requesting {
         Ok(Progressed::Noted)
     }
 
-    /// A part of a long result. The last to arrive completes it.
-    fn result_part(
-        &mut self,
-        now: Time,
-        frame: &Frame<'_>,
-        sink: &mut impl FrameSink,
-        job: &mut dyn Job,
-    ) -> Result<Progressed, DropReason> {
-        let part = Part::parse(frame.payload, frame.auxiliary)?;
-        let slot = &mut self.slots[usize::from(frame.task.slot)];
-        slot.due = now + self.rtt.timeout();
-        if slot.parts_in.is_none() && self.receiving + part.total > RECEIVING_BYTES_MAX {
-            // The worker keeps it and is asked again.
-            return Err(DropReason::MemoryLimit);
-        }
-        let receiving = &mut self.receiving;
-        let parts = slot.parts_in.get_or_insert_with(|| {
-            *receiving += part.total;
-            Box::new(PartsIn::new(&part))
-        });
-        let taken = parts.take(&part);
-        if let Some(offset) = parts.ack_due() {
-            sink.send(
-                Head::task(Kind::PartAck, self.channel, frame.task, offset),
-                &[],
-            );
-        }
-        taken?;
-        if !parts.is_complete() {
-            return Ok(Progressed::Noted);
-        }
-        let parts = slot.parts_in.take().expect("borrowed above");
-        self.receiving -= parts.len();
-        let detail = parts.detail();
-        let bytes = parts.into_bytes();
-        Ok(self.finish(now, frame.task, detail, Answer::Done(&bytes), job))
-    }
-
     fn refused(
         &mut self,
         now: Time,
+        path: &mut Congestion,
         frame: &Frame<'_>,
         job: &mut dyn Job,
     ) -> Result<Progressed, DropReason> {
         match refused(frame).ok_or(DropReason::BadFrame)? {
             retry @ (Refused::Busy { .. } | Refused::ReceiptDue) => {
-                self.back_off(now, frame.task, retry);
+                self.back_off(now, path, frame.task, retry);
                 Ok(Progressed::Noted)
             }
-            reason => Ok(self.finish(now, frame.task, 0, Answer::Refused(reason), job)),
+            reason => Ok(self.finish(now, path, frame.task, 0, Answer::Refused(reason), job)),
         }
     }
 
-    fn back_off(&mut self, now: Time, task: TaskId, retry: Refused) {
+    fn back_off(&mut self, now: Time, path: &mut Congestion, task: TaskId, retry: Refused) {
         let micros = match retry {
             Refused::Busy { retry_after_us } => retry_after_us,
             _ => crate::engagement::serving::RETRY_AFTER_US,
         };
         let slot = &mut self.slots[usize::from(task.slot)];
+        slot.settle(now, path, None);
         slot.state = SlotState::BackingOff;
         slot.prior = 0;
+        if let Some(long) = &mut slot.long {
+            self.unsent -= long.parts.unsent();
+            long.parts.release(path);
+            long.parts = PartsOut::new(long.payload.len());
+            self.unsent += long.parts.unsent();
+        }
         slot.due = now + Duration::from_micros(u64::from(micros.max(100)));
         self.next_scan = self.next_scan.min(slot.due);
     }
@@ -462,19 +446,24 @@ impl Requesting {
     fn finish(
         &mut self,
         now: Time,
+        path: &mut Congestion,
         task: TaskId,
         auxiliary: u32,
         answer: Answer<'_>,
         job: &mut dyn Job,
     ) -> Progressed {
-        let credits = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
         let slot = &mut self.slots[usize::from(task.slot)];
         let round_trip_ns = now.nanos_since(slot.first_sent);
-        if slot.sends == 1 && slot.long.is_none() {
-            self.rtt.sample(round_trip_ns);
-        }
-        self.window = (self.window + 1).min(credits);
         let (busy_ns, staged_ns) = duration16::unpack(auxiliary);
+        let mut on_path_ns = None;
+        if slot.sends == 1 && slot.long.is_none() && slot.parts_in.is_none() {
+            self.rtt.sample(round_trip_ns);
+            let held_ns = busy_ns + staged_ns;
+            if held_ns < HELD_NS_MAX {
+                on_path_ns = Some(round_trip_ns.saturating_sub(held_ns));
+            }
+        }
+        slot.settle(now, path, on_path_ns);
         let verdict = job.answer(
             slot.token,
             answer,
@@ -485,10 +474,13 @@ impl Requesting {
             },
         );
         slot.prior = 0;
-        slot.long = None;
-        if let Some(parts) = slot.parts_in.take() {
+        if let Some(parts) = &slot.parts_in {
             self.receiving -= parts.len();
         }
+        if let Some(long) = &slot.long {
+            self.unsent -= long.parts.unsent();
+        }
+        slot.release(path);
         match answer {
             Answer::Done(_) => {
                 self.totals.done += 1;
@@ -517,111 +509,22 @@ impl Requesting {
         Progressed::Answered(round_trip_ns)
     }
 
-    /// Repeats what is due, retries what was busy, and tells verdicts that found no task to carry
-    /// them.
-    pub fn handle_timeout(&mut self, now: Time, sink: &mut impl FrameSink, job: &dyn Job) {
-        if now >= self.verdicts_due {
-            self.tell_verdicts(now, sink);
-        }
-        if now < self.next_scan {
-            return;
-        }
-        let mut earliest = Time::NEVER;
-        for index in 0..self.slots.len() {
-            if self.slots[index].state == SlotState::Free {
-                continue;
-            }
-            if self.slots[index].due <= now {
-                self.repeat(now, index, sink, job.deadline_us());
-            }
-            earliest = earliest.min(self.slots[index].due);
-        }
-        // Answers move deadlines out without moving the scan; looking again a little late is cheap.
-        self.next_scan = match earliest {
-            Time::NEVER => Time::NEVER,
-            due => due.max(now + Duration::from_millis(1)),
-        };
-    }
-
-    fn repeat(&mut self, now: Time, index: usize, sink: &mut impl FrameSink, deadline_us: u32) {
-        let slot = &mut self.slots[index];
-        if slot.state == SlotState::BackingOff {
-            slot.generation = next_generation(slot.generation);
-            slot.state = SlotState::Outstanding;
-            slot.working = false;
-            slot.pieces = 0;
-            // Its round trip holds the wait, and is no sample of the path.
-            slot.sends = 1;
-            if let Some(long) = &mut slot.long {
-                long.parts = PartsOut::new(long.payload.len());
-            }
-        } else if !slot.working && now.since(self.window_cut_at) > self.rtt.timeout() {
-            self.window = (self.window / 2).max(WINDOW_MIN.min(self.window));
-            self.window_cut_at = now;
-        }
-        slot.sends += 1;
-        slot.due = now
-            + if slot.working {
-                WORKING_PROBE
-            } else {
-                self.rtt.timeout_after(slot.sends)
-            };
-        let slot_number = u16::try_from(index).expect("slots are numbered in 16 bits");
-        let head = part_head(self.channel, slot_number, slot);
-        if let Some(long) = &mut slot.long {
-            if long.parts.is_complete() {
-                long.parts.probe(&long.payload, head, deadline_us, sink);
-            } else {
-                long.parts.rewind();
-                if !self.sending.contains(&slot_number) {
-                    self.sending.push(slot_number);
-                }
-            }
-            self.totals.repeated += u64::from(slot.sends > 1);
-            return;
-        }
-        let head = Head {
-            kind: Kind::Task,
-            auxiliary: deadline_us,
-            ..head
-        };
-        if sink.send(head, &slot.payload) && slot.sends > 1 {
-            self.totals.repeated += 1;
-        }
-    }
-
-    fn tell_verdicts(&mut self, now: Time, sink: &mut impl FrameSink) {
-        for (index, slot) in self.slots.iter_mut().enumerate() {
-            if slot.state != SlotState::Free || slot.prior == 0 {
-                continue;
-            }
-            let slot_number = u16::try_from(index).expect("slots are numbered in 16 bits");
-            let task = TaskId {
-                slot: slot_number,
-                generation: slot.generation,
-            };
-            let rejected = u32::from(slot.prior == PRIOR_REJECTED);
-            let head = Head::task(Kind::Verdict, self.channel, task, rejected);
-            if !sink.send(head, &[]) {
-                self.verdicts_due = now + Duration::from_millis(1);
-                return;
-            }
-            slot.prior = 0;
-            self.verdicts_owed -= 1;
-        }
-        self.verdicts_due = Time::NEVER;
-    }
-
     /// Gives every task that is still out to the job as `reason`: the channel has ended.
-    pub fn abandon(&mut self, now: Time, reason: Refused, job: &mut dyn Job) {
+    pub fn abandon(
+        &mut self,
+        now: Time,
+        path: &mut Congestion,
+        reason: Refused,
+        job: &mut dyn Job,
+    ) {
         self.ended = true;
         for slot in &mut self.slots {
+            slot.queued = false;
             if slot.state == SlotState::Free {
                 continue;
             }
             slot.state = SlotState::Free;
-            slot.long = None;
-            slot.parts_in = None;
+            slot.release(path);
             let round_trip_ns = now.nanos_since(slot.first_sent);
             self.totals.refused += 1;
             job.answer(
@@ -634,6 +537,9 @@ impl Requesting {
             );
         }
         self.outstanding = 0;
+        self.sending.clear();
+        self.acking.clear();
+        (self.unsent, self.receiving) = (0, 0);
         self.next_scan = Time::NEVER;
         self.verdicts_due = Time::NEVER;
     }

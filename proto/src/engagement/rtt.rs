@@ -7,7 +7,7 @@ use core::time::Duration;
 /// Least time before a repeat. Below it, a stall of a shared core would look like loss.
 const RTO_MIN: Duration = Duration::from_millis(50);
 /// Most, before back-off.
-const RTO_MAX: Duration = Duration::from_secs(4);
+pub(super) const RTO_MAX: Duration = Duration::from_secs(4);
 /// Before the first sample (RFC 6298, 2.1 says one second; a tunnel just answered us, so less).
 const RTO_INITIAL: Duration = Duration::from_millis(250);
 

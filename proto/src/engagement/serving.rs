@@ -11,13 +11,19 @@
 //! [`Serving::admit_part`]; if an [`Admitted`] comes back, run the task and hand the token to
 //! [`Serving::answer`] or, if the result may be long, [`Serving::answer_long`], at once or later. The
 //! token cannot be copied, so a task is answered once. While [`Serving::has_parts`] says so, call
-//! [`Serving::pump_parts`] once a turn.
+//! [`Serving::pump_parts`] once a turn, and [`Serving::release`] when the channel ends. Long payloads
+//! and results are in [`long`].
 
-use crate::engagement::parts::{Part, PartsIn, PartsOut};
+mod long;
+
+use std::collections::VecDeque;
+
+use crate::engagement::congestion::Counted;
+use crate::engagement::parts::{PartsIn, PartsOut};
 use crate::engagement::{FrameSink, Totals};
 use crate::fault::DropReason;
 use crate::frame::duration16;
-use crate::frame::kind::{FROM_WORKER, Kind, PRIOR_ACCEPTED, PRIOR_REJECTED, RefusalCode};
+use crate::frame::kind::{Kind, PRIOR_ACCEPTED, PRIOR_REJECTED, RefusalCode};
 use crate::frame::{Frame, Head, TaskId};
 use crate::ids::ChannelId;
 use crate::time::Time;
@@ -25,8 +31,6 @@ use crate::wire::limits::FRAME_PAYLOAD_MAX;
 
 /// How soon a requester should come back after `busy` or `receipt_due`, in microseconds.
 pub const RETRY_AFTER_US: u32 = 2_000;
-/// Parts of a long answer that go at once; the rest follows turn by turn.
-const FIRST_PARTS: usize = 32;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SlotState {
@@ -50,6 +54,10 @@ struct Slot {
     parts_in: Option<Box<PartsIn>>,
     /// A long result on its way out: `answer` in parts.
     parts_out: Option<Box<PartsOut>>,
+    /// Whether it is on the list of those with parts to send.
+    queued: bool,
+    /// Whether the requester has asked for it again.
+    asked: bool,
     /// Progress of the task, kept until its slot is used again.
     pieces: Vec<Box<[u8]>>,
 }
@@ -65,24 +73,24 @@ impl Slot {
         answer: Vec::new(),
         parts_in: None,
         parts_out: None,
+        queued: false,
+        asked: false,
         pieces: Vec::new(),
     };
 
     /// Drops what was kept for the last task. A long answer gives its memory back, a short one keeps
-    /// it for the next.
-    /// Returns how many bytes of a long answer that was.
-    fn forget(&mut self) -> usize {
-        let kept = if self.parts_out.take().is_some() {
-            self.answer.len()
-        } else {
-            0
+    /// it for the next. Returns how many bytes of a long answer that was, and what a path counts of it.
+    fn forget(&mut self) -> (usize, Counted) {
+        let (kept, counted) = match self.parts_out.take() {
+            Some(parts) => (self.answer.len(), parts.into_counted()),
+            None => (0, Counted::default()),
         };
         if self.answer.capacity() > FRAME_PAYLOAD_MAX {
             self.answer = Vec::new();
         }
         self.answer.clear();
         self.pieces.clear();
-        kept
+        (kept, counted)
     }
 }
 
@@ -155,8 +163,12 @@ pub struct Serving {
     running: u32,
     /// Bytes reserved for long tasks that arrive.
     receiving: usize,
-    /// Slots whose long answers have parts to send.
-    sending: Vec<u16>,
+    /// Slots whose long answers have parts to send, each once.
+    sending: VecDeque<u16>,
+    /// Slots whose long tasks have parts that are not acknowledged, each once.
+    acking: Vec<TaskId>,
+    /// What the path counts of answers that are kept no more, until it is next at hand.
+    stray: Vec<Counted>,
     /// Bytes of the long answers that are kept.
     kept: usize,
     covered: u64,
@@ -175,7 +187,9 @@ impl Serving {
             slots,
             running: 0,
             receiving: 0,
-            sending: Vec::new(),
+            sending: VecDeque::new(),
+            acking: Vec::new(),
+            stray: Vec::new(),
             kept: 0,
             covered: 0,
             draining: false,
@@ -263,11 +277,20 @@ impl Serving {
     /// The next generation of a slot begins: the last one's answer has arrived, and is judged.
     fn enter(&mut self, frame: &Frame<'_>, state: SlotState) {
         self.judge(frame.task.slot, frame.flags);
+        self.forget(frame.task.slot);
         let slot = &mut self.slots[usize::from(frame.task.slot)];
-        self.kept -= slot.forget();
         slot.generation = frame.task.generation;
         slot.state = state;
         self.running += u32::from(state == SlotState::Running);
+    }
+
+    /// The answer that a slot keeps has arrived.
+    fn forget(&mut self, slot: u16) {
+        let (kept, counted) = self.slots[usize::from(slot)].forget();
+        self.kept -= kept;
+        if counted.bytes() > 0 {
+            self.stray.push(counted);
+        }
     }
 
     fn run_or_refuse(
@@ -285,68 +308,6 @@ impl Serving {
             counted: true,
             ..admitted
         }))
-    }
-
-    /// A part of a long task. The last to arrive brings the whole task, to be run.
-    ///
-    /// # Errors
-    /// The reason for which the frame was dropped.
-    pub fn admit_part(
-        &mut self,
-        now: Time,
-        frame: &Frame<'_>,
-        sink: &mut impl FrameSink,
-    ) -> Result<Option<(Admitted, Vec<u8>)>, DropReason> {
-        let part = Part::parse(frame.payload, frame.auxiliary)?;
-        let task = frame.task;
-        if self.is_next(task)? {
-            self.enter(frame, SlotState::Receiving);
-            if self.receiving + part.total > RECEIVING_BYTES_MAX || self.refusal(now).is_some() {
-                self.start_running(task);
-                let (code, after) = self
-                    .refusal(now)
-                    .unwrap_or((RefusalCode::Busy, RETRY_AFTER_US));
-                self.refuse(admission(now, task, part.detail), code, after, sink);
-                return Ok(None);
-            }
-            self.receiving += part.total;
-            self.slots[usize::from(task.slot)].parts_in = Some(Box::new(PartsIn::new(&part)));
-        }
-        let slot = &mut self.slots[usize::from(task.slot)];
-        let Some(parts) = &mut slot.parts_in else {
-            // The requester asks with the last part; the others are only late.
-            return if part.is_last() {
-                self.repeat(task, sink).map(|_| None)
-            } else {
-                Err(DropReason::Duplicate)
-            };
-        };
-        let taken = parts.take(&part);
-        if let Some(offset) = parts.ack_due() {
-            let head = Head::task(Kind::PartAck, self.channel, task, offset);
-            sink.send(
-                Head {
-                    flags: FROM_WORKER,
-                    ..head
-                },
-                &[],
-            );
-        }
-        taken?;
-        if !parts.is_complete() {
-            return Ok(None);
-        }
-        let parts = slot.parts_in.take().expect("borrowed above");
-        self.receiving -= parts.len();
-        self.start_running(task);
-        let admitted = admission(now, task, parts.detail());
-        let admitted = self.run_or_refuse(now, admitted, sink)?;
-        Ok(admitted.map(|admitted| (admitted, parts.into_bytes())))
-    }
-
-    fn start_running(&mut self, task: TaskId) {
-        self.slots[usize::from(task.slot)].state = SlotState::Running;
-        self.running += 1;
     }
 
     fn refusal(&self, now: Time) -> Option<(RefusalCode, u32)> {
@@ -374,11 +335,8 @@ impl Serving {
             SlotState::Free => return Err(DropReason::Stale),
             SlotState::Receiving => return Err(DropReason::OutOfOrder),
             SlotState::Answered if slot.parts_out.is_some() => {
-                slot.parts_out.iter_mut().for_each(|parts| parts.rewind());
-                self.totals.repeated += 1;
-                if !self.sending.contains(&task.slot) {
-                    self.sending.push(task.slot);
-                }
+                slot.asked = true;
+                self.queue(task.slot);
             }
             SlotState::Running => {
                 sink.send(Head::task(Kind::Working, self.channel, task, 0), &[]);
@@ -425,7 +383,7 @@ impl Serving {
             return Err(DropReason::OutOfOrder);
         }
         slot.state = SlotState::Free;
-        self.kept -= slot.forget();
+        self.forget(frame.task.slot);
         let flags = if frame.auxiliary == 0 {
             PRIOR_ACCEPTED
         } else {
@@ -475,86 +433,6 @@ impl Serving {
             }
         };
         (kind, auxiliary)
-    }
-
-    /// As [`Self::answer`], for an answer that may be longer than a frame: takes it over, and sends
-    /// it whole or its first parts.
-    pub fn answer_long(
-        &mut self,
-        admitted: Admitted,
-        answered: Answered,
-        busy_ns: u64,
-        started: Time,
-        mut answer: Vec<u8>,
-        sink: &mut impl FrameSink,
-    ) {
-        if answered == Answered::Failed {
-            // A failure is a sentence; parts are for results.
-            answer.truncate(FRAME_PAYLOAD_MAX);
-        }
-        if answer.len() <= FRAME_PAYLOAD_MAX {
-            let head = self.answer(admitted, answered, busy_ns, started, &answer);
-            sink.send(head, &answer);
-            return;
-        }
-        let staged_ns = started.nanos_since(admitted.arrived);
-        let (_, auxiliary) = self.count(answered, busy_ns, staged_ns);
-        let task = admitted.task;
-        self.keep(task, Kind::ResultPart, 0, auxiliary, &[]);
-        let slot = &mut self.slots[usize::from(task.slot)];
-        slot.parts_out = Some(Box::new(PartsOut::new(answer.len())));
-        self.kept += answer.len();
-        slot.answer = answer;
-        self.sending.push(task.slot);
-        self.pump_parts(sink, FIRST_PARTS);
-    }
-
-    /// Whether a long answer has parts that may go now.
-    pub fn has_parts(&self) -> bool {
-        !self.sending.is_empty()
-    }
-
-    /// Sends parts of long answers, as their windows allow and up to `budget` in all.
-    pub fn pump_parts(&mut self, sink: &mut impl FrameSink, mut budget: usize) {
-        let (channel, slots) = (self.channel, &mut self.slots);
-        self.sending.retain(|index| {
-            let slot = &mut slots[usize::from(*index)];
-            let task = TaskId {
-                slot: *index,
-                generation: slot.generation,
-            };
-            let Some(parts) = &mut slot.parts_out else {
-                return false;
-            };
-            let head = Head {
-                flags: slot.flags,
-                ..Head::task(Kind::ResultPart, channel, task, 0)
-            };
-            budget -= parts.pump(&slot.answer, head, slot.auxiliary, sink, budget);
-            // What the window holds back goes on with the next acknowledgment.
-            parts.may_send()
-        });
-    }
-
-    /// Takes a PART_ACK.
-    ///
-    /// # Errors
-    /// The reason for which the frame was dropped.
-    pub fn part_ack(&mut self, frame: &Frame<'_>) -> Result<(), DropReason> {
-        let index = frame.task.slot;
-        let slot = self
-            .slots
-            .get_mut(usize::from(index))
-            .ok_or(DropReason::SlotOutOfRange)?;
-        if slot.generation != frame.task.generation {
-            return Err(DropReason::Stale);
-        }
-        let parts = slot.parts_out.as_mut().ok_or(DropReason::OutOfOrder)?;
-        parts.ack(frame.auxiliary);
-        if parts.may_send() && !self.sending.contains(&index) {
-            self.sending.push(index);
-        }
-        Ok(())
     }
 
     /// A piece of progress of a task that runs; false if it has had [`PIECES_MAX`] or runs no more.

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use proptest::prelude::*;
 
 use super::FrameSink;
+use super::congestion::Congestion;
 use super::job::{Answer, Job, Next, Timing, Verdict};
 use super::requesting::Requesting;
 use super::serving::{Admitted, Answered, Serving, ServingLimits};
@@ -16,15 +17,15 @@ use crate::frame::{Frame, Head, TaskId};
 use crate::ids::ChannelId;
 use crate::time::Time;
 
-const CHANNEL: ChannelId = ChannelId(3);
+pub(super) const CHANNEL: ChannelId = ChannelId(3);
 
-type Owned = (Head, Vec<u8>);
+pub(super) type Owned = (Head, Vec<u8>);
 
 /// Collects frames instead of sealing them.
 #[derive(Default)]
-struct Collected {
+pub(super) struct Collected {
     space: Vec<u8>,
-    frames: Vec<Owned>,
+    pub(super) frames: Vec<Owned>,
 }
 
 impl FrameSink for Collected {
@@ -38,7 +39,7 @@ impl FrameSink for Collected {
     }
 }
 
-fn view(owned: &Owned) -> Frame<'_> {
+pub(super) fn view(owned: &Owned) -> Frame<'_> {
     let (head, payload) = owned;
     Frame {
         kind: head.kind,
@@ -156,7 +157,7 @@ fn doubled(mut payload: Vec<u8>) -> Vec<u8> {
     payload
 }
 
-fn limits(credits: u32, tasks: u64) -> ServingLimits {
+pub(super) fn limits(credits: u32, tasks: u64) -> ServingLimits {
     ServingLimits {
         credits,
         tasks,
@@ -201,10 +202,11 @@ impl Network {
 }
 
 /// What a worker does with a frame.
-fn receive(
+pub(super) fn receive(
     serving: &mut Serving,
     now: Time,
     frame: &Frame<'_>,
+    path: &mut Congestion,
     out: &mut Collected,
     running: &mut VecDeque<(Admitted, Vec<u8>)>,
 ) {
@@ -220,7 +222,7 @@ fn receive(
             }
         }
         // Late and repeated ones are refused by reason, which the table's own test checks.
-        Kind::PartAck => drop(serving.part_ack(frame)),
+        Kind::PartAck => drop(serving.part_ack(now, path, frame)),
         Kind::ProgressAck => drop(serving.progress_ack(frame, out)),
         Kind::Verdict => drop(serving.verdict(frame)),
         other => panic!("a requester sent {other:?}"),
@@ -242,6 +244,7 @@ fn run(
     let mut now = Time::from_nanos(1);
     let mut requesting = Requesting::new(CHANNEL, credits, count, now);
     let mut serving = Serving::new(CHANNEL, limits(credits, count));
+    let (mut our_path, mut their_path) = (Congestion::new(now), Congestion::new(now));
     let mut executed = BTreeMap::new();
     let mut running: VecDeque<(Admitted, Vec<u8>)> = VecDeque::new();
     let mut out = Collected::default();
@@ -254,12 +257,20 @@ fn run(
             requesting.totals()
         );
         now = now + Duration::from_millis(1);
-        requesting.pump(now, &mut out, &mut job, 32);
-        requesting.handle_timeout(now, &mut out, &job);
+        requesting.pump(now, &mut our_path, &mut out, &mut job, 32);
+        requesting.pump_parts(now, &mut our_path, &mut out, 0, 32);
+        requesting.handle_timeout(now, &mut our_path, &mut out, &job);
         there.send(std::mem::take(&mut out.frames));
 
         for owned in there.arrive() {
-            receive(&mut serving, now, &view(&owned), &mut out, &mut running);
+            receive(
+                &mut serving,
+                now,
+                &view(&owned),
+                &mut their_path,
+                &mut out,
+                &mut running,
+            );
         }
         // Half of what waits is done each round, so that repeats meet running tasks.
         for _ in 0..running.len().div_ceil(2) {
@@ -278,12 +289,16 @@ fn run(
                 &mut out,
             );
         }
-        serving.pump_parts(&mut out, 16);
+        serving.acknowledge(&mut out);
+        serving.pump_parts(now, &mut their_path, &mut out, 16);
         back.send(std::mem::take(&mut out.frames));
         for owned in back.arrive() {
-            let _ = requesting.answer(now, &view(&owned), &mut out, &mut job);
+            let _ = requesting.answer(now, &mut our_path, &view(&owned), &mut out, &mut job);
         }
     }
+    serving.release(&mut their_path);
+    assert_eq!(our_path.in_flight(), (0, 0), "everything has its answer");
+    assert_eq!(their_path.in_flight(), (0, 0), "the channel has ended");
     (job, requesting, serving, executed)
 }
 
@@ -379,7 +394,8 @@ fn a_busy_worker_is_asked_again_as_the_next_generation() {
     let mut requesting = Requesting::new(CHANNEL, 1, 1, now);
     let mut serving = Serving::new(CHANNEL, limits(1, 1));
     let mut out = Collected::default();
-    requesting.pump(now, &mut out, &mut job, 1);
+    let path = &mut Congestion::new(now);
+    requesting.pump(now, path, &mut out, &mut job, 1);
     let sent = out.frames.pop().expect("a task");
     let admitted = serving
         .admit(now, &view(&sent), &mut out)
@@ -388,11 +404,11 @@ fn a_busy_worker_is_asked_again_as_the_next_generation() {
     serving.refuse(admitted, RefusalCode::Busy, 500, &mut out);
     let refusal = out.frames.pop().expect("a refusal");
     requesting
-        .answer(now, &view(&refusal), &mut out, &mut job)
+        .answer(now, path, &view(&refusal), &mut out, &mut job)
         .expect("for an outstanding task");
     assert!(job.answers.is_empty());
     now = now + Duration::from_micros(500);
-    requesting.handle_timeout(now, &mut out, &job);
+    requesting.handle_timeout(now, path, &mut out, &job);
     let again = out.frames.pop().expect("the task again");
     assert_eq!(
         again.0.task,

@@ -42,7 +42,8 @@ pub enum Kind {
     TaskPart = 16,
     /// Worker: a piece of a result too long for one frame. Its offset. See [`PartHeader`].
     ResultPart = 17,
-    /// Either: every byte below this offset has arrived. The offset. Empty.
+    /// Either: every byte below this offset has arrived. The offset. See [`PartAckHeader`].
+    /// Flags: [`FROM_WORKER`], [`PARTS_STALLED`].
     PartAck = 18,
     /// Either: asks whether the other end is there; answered by PONG. 0. Empty.
     Ping = 19,
@@ -91,6 +92,8 @@ impl Kind {
 /// CLOSE, CLOSED, PART_ACK, PING, PONG: the sender is the channel's worker, so the number is one of
 /// the receiver's own channels.
 pub const FROM_WORKER: u8 = 0x80;
+/// PART_ACK: no part has come for a while, and what was sent before is to be sent again.
+pub const PARTS_STALLED: u8 = 1;
 /// TASK: the result that this slot held before is accepted.
 pub const PRIOR_ACCEPTED: u8 = 1;
 /// TASK: the result that this slot held before is rejected.
@@ -195,7 +198,9 @@ impl CloseReason {
 /// The first bytes of a TASK_PART or RESULT_PART payload.
 ///
 /// `total` is the length of the whole. For a task, `detail` is its deadline in microseconds, as in
-/// TASK; for a result, the two durations, as in RESULT.
+/// TASK; for a result, the two durations, as in RESULT. `sent` is the sender's own clock, in
+/// microseconds, wrapping: whoever receives the part gives it back in PART_ACK and makes nothing else
+/// of it.
 #[derive(
     Clone,
     Copy,
@@ -212,7 +217,33 @@ pub struct PartHeader {
     pub total: zerocopy::byteorder::big_endian::U32,
     /// Kind-specific.
     pub detail: zerocopy::byteorder::big_endian::U32,
+    /// When it was sent, by the sender's clock.
+    pub sent: zerocopy::byteorder::big_endian::U32,
 }
+
+/// The first bytes of a PART_ACK payload.
+///
+/// Behind it lie at most [`PARTS_MAP_MAX`] bytes, one bit a part from the acknowledged offset on, the
+/// most significant first: 1 for a part that has arrived. The first bit is 0 by nature; parts beyond
+/// the map have not arrived, or are not told.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    zerocopy::FromBytes,
+    zerocopy::IntoBytes,
+    zerocopy::Immutable,
+    zerocopy::KnownLayout,
+    zerocopy::Unaligned,
+)]
+#[repr(C)]
+pub struct PartAckHeader {
+    /// `sent` of the part that came last.
+    pub echo: zerocopy::byteorder::big_endian::U32,
+}
+
+/// Longest map of a PART_ACK, in bytes: one bit for each part that may be on its way.
+pub const PARTS_MAP_MAX: usize = 1_024;
 
 /// Bytes of payload or result in one part: all but the last part carry exactly this many.
 pub const PART_LEN: usize = crate::wire::limits::FRAME_PAYLOAD_MAX - size_of::<PartHeader>();

@@ -358,6 +358,7 @@ impl Cli {
                     latency.run.threads.layer(latency.target.layer(common))
                 }
                 BenchCommand::Soak(soak) => soak.threads.layer(soak.target.layer(common)),
+                BenchCommand::Fairness(fairness) => fairness.threads.layer(common),
                 BenchCommand::Limits(_) => common,
                 BenchCommand::Peers(peers) => peers.threads.layer(common),
                 BenchCommand::Tunnels(tunnels) => tunnels.threads.layer(common),

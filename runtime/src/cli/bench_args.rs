@@ -28,6 +28,9 @@ pub enum BenchCommand {
     Latency(BenchLatencyArgs),
     /// A stated rate for a stated time: what drifts, leaks or is lost
     Soak(BenchSoakArgs),
+    /// A requester of small tasks beside one that saturates the worker with long ones: its p99 beside
+    /// the other over its p99 alone
+    Fairness(BenchFairnessArgs),
     /// What the machine can do without us: system calls, cipher, loopback
     Limits(BenchLimitsArgs),
     /// Side by side with what one would pick instead: tonic, NATS, quinn, the Pilot daemon
@@ -49,11 +52,13 @@ pub struct BenchRunArgs {
     #[arg(long, default_value_t = 7, value_name = "N")]
     #[arg(value_parser = clap::value_parser!(u32).range(5..=100))]
     pub pairs: u32,
-    /// Payload bytes [default: 64; 256 for latency with one outstanding]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1200))]
+    /// Payload bytes, up to 16777216; beyond 1310 they travel in parts [default: 64; 256 for latency
+    /// with one outstanding]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     pub payload: Option<u32>,
-    /// Tasks outstanding at a time [default: 1024 for tasks, 1 for latency; an open loop may have
-    /// up to so many, default 1024, on a ladder the best of 256, 1024 and 4096]
+    /// Tasks outstanding at a time [default: 1024 for tasks, or what 8 MiB hold of long payloads, 1
+    /// for latency; an open loop may have up to so many, default 1024, on a ladder the best of 256,
+    /// 1024 and 4096]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub window: Option<u32>,
     /// How workers run [default: pinned to two cores, spin]
@@ -274,6 +279,46 @@ pub struct BenchSoakArgs {
     #[command(flatten)]
     pub target: TargetArgs,
     /// How workers run [default: pinned to two cores, spin]
+    #[command(flatten)]
+    pub threads: ThreadArgs,
+}
+
+/// `ramjet bench fairness`.
+#[derive(Debug, Args)]
+pub struct BenchFairnessArgs {
+    /// Seconds of one run of a pair
+    #[arg(long, default_value_t = 3.0, value_name = "S", value_parser = seconds)]
+    pub seconds: f64,
+    /// Pairs of runs, beside the greedy requester and alone, in the order A B B A
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(5..=100))]
+    pub pairs: u32,
+    /// Tasks a second of the modest requester
+    #[arg(long, default_value_t = 1_000.0, value_name = "N", value_parser = rate)]
+    pub rate: f64,
+    /// Its payload bytes
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    pub payload: u32,
+    /// Tasks that it may have outstanding
+    #[arg(long, default_value_t = 1_024, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub window: u32,
+    /// Payload bytes of the greedy requester
+    #[arg(long, default_value_t = 65_536, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    pub greedy_payload: u32,
+    /// Tasks that it keeps outstanding
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub greedy_window: u32,
+    /// What to do about a disturbed machine
+    #[command(flatten)]
+    pub disturbed: DisturbedArgs,
+    /// Where a report goes
+    #[command(flatten)]
+    pub report: ReportArgs,
+    /// How workers run [default: pinned, spin]
     #[command(flatten)]
     pub threads: ThreadArgs,
 }

@@ -106,6 +106,8 @@ pub struct Channel {
     pub reported: Totals,
     /// Its deadline among all of them.
     wake_at: Time,
+    /// Whether it is on the list of those with something to send.
+    pub active: bool,
     generation: u32,
 }
 
@@ -349,6 +351,7 @@ pub fn channel(
         report_due: Time::NEVER,
         reported: Totals::default(),
         wake_at: Time::NEVER,
+        active: false,
         generation: 0,
     }
 }

@@ -15,6 +15,8 @@
 //! | [`arena`] | the memory shared with the kernel |
 //! | [`rooms`], [`serve`], [`request`], [`timers`] | rooms 4 to 7, at either end of an engagement |
 //! | [`outbox`] | rooms 7 to 9 |
+//! | [`order`] | in which order the trains of a batch are walked |
+//! | [`pump`], [`paths`] | who sends how much in a turn, and what each path may carry |
 //! | [`channels`], [`deadlines`] | the table of engagements, and when each wants to be looked at |
 //! | [`pool`] | handlers that run elsewhere |
 //! | [`plan`] | what all of it may take in memory |
@@ -31,9 +33,12 @@ mod deadlines;
 pub mod io;
 pub mod mailbox;
 pub mod mmsg;
+pub mod order;
 pub mod outbox;
+pub mod paths;
 pub mod plan;
 pub mod pool;
+mod pump;
 mod request;
 pub mod ring;
 pub mod rooms;
@@ -53,6 +58,7 @@ use std::sync::Arc;
 
 use ramjet_proto::identity::Identity;
 use ramjet_proto::ids::NodeId;
+use ramjet_proto::time::Time;
 use ramjet_proto::tunnel::{TunnelConfig, Tunnels};
 use ramjet_proto::wire::limits::FRAME_PAYLOAD_MAX;
 
@@ -62,7 +68,9 @@ use self::counters::Counters;
 use self::io::Io;
 use self::mailbox::Inbox;
 use self::outbox::{Outbox, Packing};
+use self::paths::Paths;
 use self::pool::{JOBS_PER_WORKER, PoolJob};
+use self::pump::Active;
 use self::rooms::{Reporter, Rooms};
 use self::turn::Worker;
 use crate::control::vocabulary::{Histograms, Report};
@@ -238,7 +246,9 @@ fn run(
             .map(|_| Box::new(PoolJob::new(Arc::clone(&inbox))))
             .collect(),
         pooled: 0,
-        active: Vec::new(),
+        paths: Paths::new(plan.tunnels_max),
+        active: Active::default(),
+        pacing_due: Time::NEVER,
         scratch: vec![0; FRAME_PAYLOAD_MAX].into_boxed_slice(),
         packing: Packing {
             datagrams_max: 1,

@@ -12,15 +12,12 @@ use ramjet_proto::time::Time;
 use ramjet_proto::tunnel::TunnelHandle;
 use ramjet_proto::wire::limits::SLOTS_PER_CHANNEL_MAX;
 
-use super::channels::{End, PendingReceipt, RequestEnd, RequestState, ServeEnd, channel};
+use super::channels::{End, PendingReceipt, RequestEnd, RequestState, channel};
 use super::counters::Counter;
 use super::rooms::{Rooms, sink};
 use super::timers::{PING_EVERY, REPORT_EVERY};
 use crate::control::vocabulary::{ChannelTerms, Report, Side};
 use crate::job::Job;
-
-/// Tasks that one channel may begin in one turn, so that a turn stays bounded.
-const PUMP_MAX: usize = 768;
 
 impl Rooms {
     /// Control wants an engagement: the channel opens as soon as the tunnel is up.
@@ -157,7 +154,8 @@ impl Rooms {
             channel.tunnel,
             self.packing,
         );
-        let progressed = slots.answer(self.at, frame, &mut sink, job.as_mut())?;
+        let path = self.paths.of(channel.tunnel, self.at);
+        let progressed = slots.answer(self.at, path, frame, &mut sink, job.as_mut())?;
         let due = slots.next_timeout();
         if let Progressed::Answered(round_trip_ns) = progressed {
             self.counters.add(Counter::AnswersReceived, 1);
@@ -243,68 +241,5 @@ impl Rooms {
             self.packing,
         )
         .send(head, bytes);
-    }
-
-    /// Puts a channel on the list of those that have something to send each turn.
-    pub(super) fn activate(&mut self, place: u32) {
-        if !self.active.contains(&place) {
-            self.active.push(place);
-        }
-    }
-
-    /// Lets every channel with something to send do so: new tasks of its job, and parts of long
-    /// tasks and results. Returns whether any was sent.
-    pub(super) fn pump(&mut self, now: Time) -> bool {
-        let mut sent = 0;
-        self.outstanding = 0;
-        let mut active = std::mem::take(&mut self.active);
-        active.retain(|place| {
-            let Some(channel) = self.channels.at_mut(*place) else {
-                return false;
-            };
-            let mut sink = sink(
-                &mut self.outbox,
-                &mut self.send,
-                channel.tunnel,
-                self.packing,
-            );
-            let end = match &mut channel.end {
-                End::Request(end) => end,
-                End::Serve(ServeEnd { slots: Some(slots) }) => {
-                    slots.pump_parts(&mut sink, PUMP_MAX);
-                    sent += usize::from(slots.has_parts());
-                    return slots.has_parts();
-                }
-                End::Serve(_) => return false,
-            };
-            let (RequestState::Open, Some(slots), Some(job)) =
-                (end.state, &mut end.slots, &mut end.job)
-            else {
-                return false;
-            };
-            sent += slots.pump(now, &mut sink, job.as_mut(), PUMP_MAX);
-            self.outstanding += slots.outstanding() as usize;
-            if !slots.is_done() {
-                let due = slots.next_timeout();
-                self.channels.wake(*place, due);
-                return true;
-            }
-            // Verdicts that no task will carry go now.
-            slots.handle_timeout(now, &mut sink, job.as_ref());
-            end.state = RequestState::Answered;
-            let job = end.job.take().expect("matched above");
-            let engagement = channel.engagement;
-            let report = Report::JobDone {
-                engagement,
-                totals: *slots.totals(),
-                job,
-            };
-            self.reporter.report(&self.counters, report);
-            false
-        });
-        // In this order the list keeps its memory.
-        active.append(&mut self.active);
-        self.active = active;
-        sent > 0
     }
 }

@@ -20,12 +20,14 @@ use ramjet_proto::wire::header::Protocol;
 use ramjet_proto::wire::limits::FRAME_HEADER_LEN;
 
 use super::arena::SendArena;
-use super::channels::{Channels, End};
+use super::channels::{Channels, End, ServeEnd};
 use super::clock;
 use super::counters::{Counter, Counters};
 use super::mailbox::ReportSender;
 use super::outbox::{Outbox, Packing, TunnelSink};
+use super::paths::Paths;
 use super::pool::PoolJob;
+use super::pump::Active;
 use super::timers::REPORT_EVERY;
 use crate::control::vocabulary::{Histograms, Report, Side};
 use crate::handler::Skill;
@@ -121,8 +123,12 @@ pub struct Rooms {
     pub boxes: Vec<Box<PoolJob>>,
     /// Tasks in the pool.
     pub pooled: usize,
+    /// What each tunnel's path may carry.
+    pub paths: Paths,
     /// Channels with something to send each turn.
-    pub active: Vec<u32>,
+    pub active: Active,
+    /// When the pace lets parts go that it held back in the last turn.
+    pub pacing_due: Time,
     /// Where a result is made when no send buffer is free: it is kept, and sent when asked again.
     pub scratch: Box<[u8]>,
     /// What bounds the packing of frames.
@@ -375,6 +381,7 @@ impl Rooms {
             return;
         };
         let side = channel.side();
+        let path = self.paths.of(channel.tunnel, channel.last_heard);
         let job = match &mut channel.end {
             End::Request(end) => {
                 if let (Some(slots), Some(job)) = (&mut end.slots, &mut end.job) {
@@ -386,13 +393,16 @@ impl Rooms {
                         CloseReason::Expired => crate::job::Refused::GrantEnded,
                         _ => crate::job::Refused::Lost,
                     };
-                    slots.abandon(channel.last_heard, refused, job.as_mut());
+                    slots.abandon(channel.last_heard, path, refused, job.as_mut());
                 }
                 end.job.take()
             }
             // Never admitted: the engagement is a stranger's claim, and control knows of none.
-            End::Serve(end) if end.slots.is_none() => return,
-            End::Serve(_) => None,
+            End::Serve(ServeEnd { slots: None }) => return,
+            End::Serve(ServeEnd { slots: Some(slots) }) => {
+                slots.release(path);
+                None
+            }
         };
         let report = Report::Closed {
             engagement: channel.engagement,

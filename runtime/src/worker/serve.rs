@@ -175,13 +175,23 @@ impl Rooms {
         frame: &Frame<'_>,
     ) -> Result<(), DropReason> {
         match frame.kind {
-            Kind::Task => self.task(now, place, frame),
+            Kind::Task => {
+                let used = self.task(now, place, frame);
+                if used == Err(DropReason::Duplicate) {
+                    // The answer that is asked for again may be a long one.
+                    self.activate(place);
+                }
+                used
+            }
             Kind::TaskPart => self.task_part(now, place, frame),
             Kind::PartAck => {
                 self.activate(place);
-                self.serving(place)?.part_ack(frame)
+                self.part_ack(place, frame)
             }
-            Kind::ProgressAck => self.progress_ack(place, frame),
+            Kind::ProgressAck => {
+                self.activate(place);
+                self.progress_ack(place, frame)
+            }
             Kind::Verdict => self.serving(place)?.verdict(frame),
             Kind::Receipt => self.receipt_arrived(place, Side::Worker, frame),
             Kind::Cancel => {
@@ -194,6 +204,17 @@ impl Rooms {
             }
             _ => Err(DropReason::UnknownFrame),
         }
+    }
+
+    fn part_ack(&mut self, place: u32, frame: &Frame<'_>) -> Result<(), DropReason> {
+        let channel = self
+            .channels
+            .at_mut(place)
+            .ok_or(DropReason::UnknownChannel)?;
+        let End::Serve(ServeEnd { slots: Some(slots) }) = &mut channel.end else {
+            return Err(DropReason::OutOfOrder);
+        };
+        slots.part_ack(self.at, self.paths.of(channel.tunnel, self.at), frame)
     }
 
     fn progress_ack(&mut self, place: u32, frame: &Frame<'_>) -> Result<(), DropReason> {
@@ -305,7 +326,11 @@ impl Rooms {
             channel.tunnel,
             self.packing,
         );
-        if let Some((admitted, payload)) = slots.admit_part(now, frame, &mut sink)? {
+        let admitted = slots.admit_part(now, frame, &mut sink);
+        if slots.has_parts() {
+            self.activate(place);
+        }
+        if let Some((admitted, payload)) = admitted? {
             self.run_long(place, admitted, Payload::Whole(payload));
         }
         Ok(())

@@ -108,8 +108,9 @@ impl Rooms {
         );
         let (mut next, mut repeats) = (Time::NEVER, false);
         if let (Some(slots), Some(job)) = (&mut end.slots, &end.job) {
+            let path = self.paths.of(channel.tunnel, now);
             let repeated = slots.totals().repeated;
-            slots.handle_timeout(now, &mut sink, job.as_ref());
+            slots.handle_timeout(now, path, &mut sink, job.as_ref());
             repeats = slots.totals().repeated > repeated;
             if slots.is_lost(now) {
                 return Due::End(CloseReason::Lost);
@@ -217,7 +218,8 @@ impl Rooms {
                 end.handshake_due = now;
                 end.handshakes = 0;
                 if let (Some(slots), Some(job)) = (&mut end.slots, &mut end.job) {
-                    slots.abandon(now, crate::job::Refused::Cancelled, job.as_mut());
+                    let path = self.paths.of(channel.tunnel, now);
+                    slots.abandon(now, path, crate::job::Refused::Cancelled, job.as_mut());
                 }
                 self.channels.wake(place, now);
             }

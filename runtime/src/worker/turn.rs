@@ -15,6 +15,7 @@ use super::clock;
 use super::counters::Counter;
 use super::io::{Events, HARVEST_MAX, Incoming, Io, Outgoing};
 use super::mailbox::{Forwarded, Inbox};
+use super::order::FairOrder;
 use super::rooms::Rooms;
 use super::{Idle, WorkerPlan};
 use crate::control::vocabulary::{Command, Report, Side};
@@ -49,6 +50,8 @@ pub(super) struct Worker<B: Io> {
     pub(super) inbox: Arc<Inbox>,
     pub(super) peers: Vec<Arc<Inbox>>,
     pub(super) batch: Vec<Incoming>,
+    /// In which order a batch is walked.
+    pub(super) order: FairOrder,
     /// Arrivals in the middle of a batch, on their way into it.
     pub(super) late: Vec<Incoming>,
     pub(super) index: usize,
@@ -116,6 +119,7 @@ impl<B: Io> Worker<B> {
             .io
             .harvest(&mut self.receive, &mut self.rooms.send, &mut self.batch);
         self.count(events);
+        self.order.arrange(&mut self.batch);
         if events.too_long > 0 {
             self.rooms.outbox.forget_paths(clock::now());
             self.rooms.channels.wake_all(clock::now());
@@ -417,8 +421,9 @@ impl<B: Io> Worker<B> {
         }
         self.inbox.waker.falling_asleep();
         if self.inbox.is_empty() {
-            let channels_due = self.rooms.channels.next_wake();
-            let due = self.tunnels.next_timeout().min(channels_due);
+            let rooms = &self.rooms;
+            let due = self.tunnels.next_timeout();
+            let due = due.min(rooms.channels.next_wake()).min(rooms.pacing_due);
             // A job that had nothing yet has no way to wake us.
             let longest = if self.rooms.active.is_empty() {
                 SLEEP_MAX
@@ -507,6 +512,7 @@ impl<B: Io> Worker<B> {
             inbox,
             peers,
             batch: Vec::with_capacity(BATCH_MAX),
+            order: FairOrder::default(),
             late: Vec::with_capacity(HARVEST_MAX),
             index: plan.index,
             idle: plan.idle,

@@ -148,7 +148,7 @@ impl Pairs<'_> {
         let spec = self.spec;
         let loop_words = match self.compares {
             Compares::TasksPerS => format!("closed loop, window {}", spec.window),
-            Compares::P50Us => format!("{} outstanding", spec.window),
+            Compares::P50Us | Compares::P99Us => format!("{} outstanding", spec.window),
         };
         let method = spec.method(&loop_words);
         let mut case =

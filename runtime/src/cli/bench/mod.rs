@@ -18,13 +18,14 @@
 //! | [`target`] | what is asked of whom: other skills, other markets |
 //! | [`compared`], [`alone`] | interleaved pairs of the subject and a control arm; without one |
 //! | [`open_loop`] | one run at a stated rate, and the rung it makes |
-//! | [`tasks`], [`latency`], [`ladder`], [`soak`], [`limits`] | the cases |
+//! | [`tasks`], [`latency`], [`ladder`], [`soak`], [`fairness`], [`limits`] | the cases |
 //! | [`tunnels`] | thousands of tunnels of one worker |
 //! | [`logs`], [`reports`] | files: histograms, the page and its JSON |
 //! | [`peers`] | ramjet beside what one would pick instead |
 
 mod alone;
 mod compared;
+mod fairness;
 mod ladder;
 mod latency;
 mod limits;
@@ -89,6 +90,12 @@ pub(super) fn run(
                 ..Figures::default()
             })
         }),
+        BenchCommand::Fairness(args) => told(
+            "one requester beside another",
+            &args.report,
+            output,
+            |output| fairness::run(args, settings, output),
+        ),
         BenchCommand::Limits(args) => told(
             "what the machine gives without ramjet",
             &args.report,

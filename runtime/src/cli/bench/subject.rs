@@ -10,7 +10,7 @@ use ramjet_bench::arms;
 use ramjet_proto::market::AcceptFrom;
 use ramjet_registry::RegistryHandle;
 
-use super::super::bench_args::{BenchRunArgs, BenchSoakArgs};
+use super::super::bench_args::{BenchFairnessArgs, BenchRunArgs, BenchSoakArgs};
 use super::super::demo::{on_two_cores, wait_advertised};
 use super::super::engage::{self, Followed, Interrupts, Timeline};
 use super::super::exit::{Exit, Failure};
@@ -29,6 +29,10 @@ use crate::worker::Idle;
 
 /// Uncounted time at the head of every run of the subject: tunnel, caches, windows.
 pub(super) const WARM_UP: Duration = Duration::from_millis(300);
+/// Bytes of payload that the default window holds.
+const IN_FLIGHT_MAX: u32 = 8 << 20;
+/// The default window holds at least so many tasks.
+const WINDOW_LONG_MIN: u32 = 2;
 /// How long a run may take beyond its own time.
 const DURATION_S: u32 = 900;
 /// Tasks of one engagement: more than any run sends.
@@ -66,9 +70,12 @@ impl Spec {
         window: u32,
     ) -> Result<Self, Failure> {
         let [worker, requester] = two_threads(settings)?;
+        let payload = args.payload.unwrap_or(payload);
+        // Long payloads fill memory before they fill slots.
+        let fits = (IN_FLIGHT_MAX / payload).max(WINDOW_LONG_MIN);
         Ok(Spec {
-            payload: args.payload.unwrap_or(payload) as usize,
-            window: args.window.unwrap_or(window),
+            payload: payload as usize,
+            window: args.window.unwrap_or(window.min(fits)),
             run: Duration::from_secs_f64(args.seconds),
             pairs: args.pairs as usize,
             worker,
@@ -86,6 +93,21 @@ impl Spec {
             window: args.window,
             run: args.length,
             pairs: 0,
+            worker,
+            requester,
+            frames_per_datagram_max: u16::MAX,
+            datagram_len_max: usize::MAX,
+            target: Target::own_echo(),
+        })
+    }
+
+    pub(super) fn fairness(args: &BenchFairnessArgs, settings: &Settings) -> Result<Self, Failure> {
+        let [worker, requester] = two_threads(settings)?;
+        Ok(Spec {
+            payload: args.payload as usize,
+            window: args.window,
+            run: Duration::from_secs_f64(args.seconds),
+            pairs: args.pairs as usize,
             worker,
             requester,
             frames_per_datagram_max: u16::MAX,
@@ -238,6 +260,25 @@ impl Subject {
         })
     }
 
+    /// Another requester for the same worker; `None` if the worker is not of this process.
+    pub(super) fn add_requester(&self, threads: Threads) -> Result<Option<Node>, Failure> {
+        let Some((registry, worker)) = &self.own else {
+            return Ok(None);
+        };
+        let node = Node::start(host::bare_node(registry.tcp_addr(), throw_away()?, threads))?;
+        let met = worker
+            .trust(node.node_id())
+            .and_then(|()| node.trust(worker.node_id()));
+        match met {
+            Ok(()) => Ok(Some(node)),
+            Err(error) => {
+                // Why it cannot be used matters; how it stopped adds nothing to it.
+                let _ = node.shutdown();
+                Err(error.into())
+            }
+        }
+    }
+
     /// One engagement with up to `window` tasks outstanding, to its good end. The job is dropped,
     /// so that it tells what it measured. `look` is called ten times a second.
     pub(super) fn engage(
@@ -247,7 +288,24 @@ impl Subject {
         duration_s: u32,
         look: &mut dyn FnMut(),
     ) -> Result<Followed, Failure> {
-        let events = self.requester.engage(EngageRequest {
+        self.engage_from(&self.requester, job, window, duration_s, look)
+    }
+
+    /// The node whose engagements [`Self::engage`] makes.
+    pub(super) fn requester(&self) -> &Node {
+        &self.requester
+    }
+
+    /// As [`Self::engage`], by another node.
+    pub(super) fn engage_from(
+        &self,
+        node: &Node,
+        job: Box<dyn Job>,
+        window: u32,
+        duration_s: u32,
+        look: &mut dyn FnMut(),
+    ) -> Result<Followed, Failure> {
+        let events = node.engage(EngageRequest {
             skill: self.skill.clone(),
             filters: Vec::new(),
             min_polo: i64::MIN,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use crossbeam::channel::Sender;
 use ramjet_bench::report::WorkerCost;
 use ramjet_proto::time::Time;
@@ -11,7 +12,7 @@ use crate::job::{Answer, Job, Next, Timing, Verdict};
 
 /// The job. Every answer must equal the payload, so the skill is `echo`.
 pub struct Load {
-    payload: Vec<u8>,
+    payload: Bytes,
     warm_up_ns: u64,
     run_ns: u64,
     begun: Option<Time>,
@@ -47,7 +48,7 @@ impl Load {
     /// `report` when the job is dropped.
     pub fn new(payload: Vec<u8>, warm_up_ns: u64, run_ns: u64, report: Sender<Loaded>) -> Self {
         Load {
-            payload,
+            payload: payload.into(),
             warm_up_ns,
             run_ns,
             begun: None,
@@ -84,7 +85,7 @@ impl Job for Load {
                 }
             }
             None => Next::Large {
-                payload: self.payload.clone().into(),
+                payload: self.payload.clone(),
                 token,
             },
         }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ramjet_proto::engagement::FrameSink;
+use ramjet_proto::engagement::congestion::Congestion;
 use ramjet_proto::engagement::requesting::{Progressed, Requesting};
 use ramjet_proto::frame::kind::{FROM_WORKER, Kind};
 use ramjet_proto::frame::path::{CONFIRM_EVERY, PathSearch};
@@ -121,6 +122,10 @@ pub(super) struct Step {
 }
 
 /// The channel, from the grant to the end.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "all but a moment of its life it is open"
+)]
 enum Channel {
     None,
     Opening {
@@ -129,7 +134,11 @@ enum Channel {
         due: Time,
         sends: u32,
     },
-    Open(Requesting),
+    Open {
+        slots: Requesting,
+        /// What the only tunnel may carry.
+        congestion: Congestion,
+    },
 }
 
 /// One requester.
@@ -214,7 +223,7 @@ impl Requester {
     /// Tasks without an answer.
     pub(super) fn outstanding(&self) -> u32 {
         match &self.channel {
-            Channel::Open(slots) => slots.outstanding(),
+            Channel::Open { slots, .. } => slots.outstanding(),
             _ => 0,
         }
     }
@@ -222,20 +231,27 @@ impl Requester {
     /// Tasks that were sent more than once.
     pub(super) fn repeated(&self) -> u64 {
         match &self.channel {
-            Channel::Open(slots) => slots.totals().repeated,
+            Channel::Open { slots, .. } => slots.totals().repeated,
             _ => 0,
         }
     }
 
     /// Sends up to `count` tasks in one go; how many.
     pub(super) fn burst(&mut self, now: Time, count: usize, shared: &mut Shared) -> usize {
-        let (Channel::Open(slots), Some(tunnel)) = (&mut self.channel, self.tunnel) else {
+        let (Channel::Open { slots, congestion }, Some(tunnel)) = (&mut self.channel, self.tunnel)
+        else {
             return 0;
         };
         let mut sent = 0;
         while sent < count {
             let (mut sink, tally) = shared.sink(tunnel, self.path);
-            let more = slots.pump(now, &mut sink, &mut Echo::new(tally), count - sent);
+            let more = slots.pump(
+                now,
+                congestion,
+                &mut sink,
+                &mut Echo::new(tally),
+                count - sent,
+            );
             shared.flush(now, &mut self.tunnels, self.address);
             sent += more;
             if more == 0 {
@@ -345,7 +361,7 @@ impl Requester {
         let channel = match &self.channel {
             Channel::None => Time::NEVER,
             Channel::Opening { due, .. } => *due,
-            Channel::Open(slots) => slots
+            Channel::Open { slots, .. } => slots
                 .next_timeout()
                 .min(self.ping_due)
                 .min(self.path.due().max(self.path_again)),
@@ -395,10 +411,10 @@ impl Requester {
                 }
                 return Ok(());
             }
-            Channel::Open(slots) => {
+            Channel::Open { slots, congestion } => {
                 if now >= slots.next_timeout() {
                     let repeated = slots.totals().repeated;
-                    slots.handle_timeout(now, &mut sink, &Echo::new(tally));
+                    slots.handle_timeout(now, congestion, &mut sink, &Echo::new(tally));
                     if slots.totals().repeated > repeated {
                         self.path.suspect();
                     }
@@ -438,7 +454,10 @@ impl Channel {
         match (frame.kind, &mut *self) {
             (Kind::Opened, Channel::Opening { credits, .. }) => {
                 let granted = frame.auxiliary.min(*credits);
-                *self = Channel::Open(Requesting::new(CHANNEL, granted, u64::MAX, now));
+                *self = Channel::Open {
+                    slots: Requesting::new(CHANNEL, granted, u64::MAX, now),
+                    congestion: Congestion::new(now),
+                };
                 step.opened = true;
                 Ok(())
             }
@@ -452,8 +471,8 @@ impl Channel {
                 "the worker closed a channel, reason {}",
                 frame.auxiliary
             )),
-            (_, Channel::Open(slots)) => {
-                let answered = slots.answer(now, frame, sink, &mut Echo::new(tally));
+            (_, Channel::Open { slots, congestion }) => {
+                let answered = slots.answer(now, congestion, frame, sink, &mut Echo::new(tally));
                 match answered {
                     Ok(Progressed::Answered(round_trip_ns)) => {
                         tally.time(round_trip_ns);
