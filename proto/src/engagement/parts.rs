@@ -362,6 +362,9 @@ fn number(value: usize) -> u32 {
 /// The receiving side.
 #[derive(Debug)]
 pub struct PartsIn {
+    total: usize,
+    /// Up to the last part that is here, zeros where parts are missing: what comes in order is written
+    /// once.
     bytes: Vec<u8>,
     /// One bit a part, the most significant first: 1 when it is here.
     have: Box<[u8]>,
@@ -429,7 +432,8 @@ impl PartsIn {
     pub fn new(part: &Part<'_>) -> Self {
         let count = part.total.div_ceil(PART_LEN);
         PartsIn {
-            bytes: vec![0; part.total],
+            total: part.total,
+            bytes: Vec::with_capacity(part.total),
             have: vec![0; count.div_ceil(8)].into_boxed_slice(),
             count,
             contiguous: 0,
@@ -448,7 +452,7 @@ impl PartsIn {
     /// [`DropReason::BadFrame`] if it is of another whole; [`DropReason::Duplicate`] if it is here
     /// already, and then an acknowledgment is due.
     pub fn take(&mut self, part: &Part<'_>) -> Result<(), DropReason> {
-        if part.total != self.bytes.len() {
+        if part.total != self.total {
             return Err(DropReason::BadFrame);
         }
         self.echo = part.sent;
@@ -458,13 +462,22 @@ impl PartsIn {
             return Err(DropReason::Duplicate);
         }
         self.have[index / 8] |= 0x80 >> (index % 8);
-        self.bytes[part.offset..][..part.bytes.len()].copy_from_slice(part.bytes);
+        self.put(part);
         self.since_ack += 1;
         self.arrived_end = self.arrived_end.max(index + 1);
         while self.contiguous < self.arrived_end && self.has(self.contiguous) {
             self.contiguous += 1;
         }
         Ok(())
+    }
+
+    fn put(&mut self, part: &Part<'_>) {
+        if part.offset < self.bytes.len() {
+            self.bytes[part.offset..][..part.bytes.len()].copy_from_slice(part.bytes);
+        } else {
+            self.bytes.resize(part.offset, 0);
+            self.bytes.extend_from_slice(part.bytes);
+        }
     }
 
     fn has(&self, index: usize) -> bool {
@@ -518,7 +531,7 @@ impl PartsIn {
         let flags = if stalled { PARTS_STALLED } else { 0 };
         let head = Head {
             flags: head.flags | flags,
-            auxiliary: number((first * PART_LEN).min(self.bytes.len())),
+            auxiliary: number((first * PART_LEN).min(self.total)),
             ..head
         };
         sink.commit(head, size_of::<PartAckHeader>() + len);
@@ -534,12 +547,12 @@ impl PartsIn {
 
     /// Bytes that it holds in memory.
     pub fn len(&self) -> usize {
-        self.bytes.len()
+        self.total
     }
 
     /// Whether it holds none: never, since a whole has at least one byte.
     pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+        self.total == 0
     }
 
     /// The whole.

@@ -78,19 +78,15 @@ impl Slot {
         pieces: Vec::new(),
     };
 
-    /// Drops what was kept for the last task. A long answer gives its memory back, a short one keeps
-    /// it for the next. Returns how many bytes of a long answer that was, and what a path counts of it.
-    fn forget(&mut self) -> (usize, Counted) {
-        let (kept, counted) = match self.parts_out.take() {
-            Some(parts) => (self.answer.len(), parts.into_counted()),
-            None => (0, Counted::default()),
-        };
-        if self.answer.capacity() > FRAME_PAYLOAD_MAX {
-            self.answer = Vec::new();
+    /// Drops what was kept for the last task. A short answer keeps its memory for the next; a long one
+    /// comes back, with what a path counts of it.
+    fn forget(&mut self) -> Option<(Vec<u8>, Counted)> {
+        self.pieces.clear();
+        if let Some(parts) = self.parts_out.take() {
+            return Some((std::mem::take(&mut self.answer), parts.into_counted()));
         }
         self.answer.clear();
-        self.pieces.clear();
-        (kept, counted)
+        None
     }
 }
 
@@ -171,6 +167,8 @@ pub struct Serving {
     stray: Vec<Counted>,
     /// Bytes of the long answers that are kept.
     kept: usize,
+    /// Memory of the last long answer that is kept no more, for the next.
+    spare: Vec<u8>,
     covered: u64,
     draining: bool,
     totals: Totals,
@@ -191,6 +189,7 @@ impl Serving {
             acking: Vec::new(),
             stray: Vec::new(),
             kept: 0,
+            spare: Vec::new(),
             covered: 0,
             draining: false,
             totals: Totals::default(),
@@ -286,8 +285,11 @@ impl Serving {
 
     /// The answer that a slot keeps has arrived.
     fn forget(&mut self, slot: u16) {
-        let (kept, counted) = self.slots[usize::from(slot)].forget();
-        self.kept -= kept;
+        let Some((answer, counted)) = self.slots[usize::from(slot)].forget() else {
+            return;
+        };
+        self.kept -= answer.len();
+        self.spare = answer;
         if counted.bytes() > 0 {
             self.stray.push(counted);
         }

@@ -6,7 +6,7 @@
 
 use ramjet_proto::engagement::serving::{KEPT_BYTES_MAX, RECEIVING_BYTES_MAX};
 use ramjet_proto::tunnel::TUNNEL_LEN_MAX;
-use ramjet_proto::wire::limits::FRAME_PAYLOAD_MAX;
+use ramjet_proto::wire::limits::{FRAME_PAYLOAD_MAX, TASK_LEN_MAX};
 
 use super::arena::{RECEIVE_BUFFERS, RECEIVE_STRIDE, SEND_TRAINS, TRAIN_STRIDE};
 
@@ -72,7 +72,8 @@ pub fn plan(limits: &PlanLimits) -> [PlanLine; 5] {
         PlanLine {
             what: "engagements with long payloads and results",
             count: limits.engagements,
-            bytes_each: RECEIVING_BYTES_MAX + KEPT_BYTES_MAX,
+            // One answer beyond the limit, and the memory of one that is no longer kept.
+            bytes_each: RECEIVING_BYTES_MAX + KEPT_BYTES_MAX + 2 * TASK_LEN_MAX,
         },
     ]
 }

@@ -380,7 +380,7 @@ impl Rooms {
             return;
         }
         let arrived = admitted.arrived();
-        let mut result = vec![0; result_len_max];
+        let mut result = slots.space_for_long(result_len_max);
         let outcome = run_guarded(handler.as_ref(), payload.bytes(), &mut result);
         self.at = clock::now();
         self.unread = 0;

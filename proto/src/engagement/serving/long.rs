@@ -74,6 +74,14 @@ impl Serving {
         self.running += 1;
     }
 
+    /// Space for an answer that may be longer than a frame, to be filled and handed to
+    /// [`Self::answer_long`]. Holds what an earlier answer of this channel left in it.
+    pub fn space_for_long(&mut self, len: usize) -> Vec<u8> {
+        let mut space = std::mem::take(&mut self.spare);
+        space.resize(len, 0);
+        space
+    }
+
     /// As [`Self::answer`], for an answer that may be longer than a frame: takes it over, and sends
     /// it whole or puts it on the list of those that go in parts.
     pub fn answer_long(
@@ -92,6 +100,7 @@ impl Serving {
         if answer.len() <= FRAME_PAYLOAD_MAX {
             let head = self.answer(admitted, answered, busy_ns, started, &answer);
             sink.send(head, &answer);
+            self.spare = answer;
             return;
         }
         let staged_ns = started.nanos_since(admitted.arrived());
