@@ -109,6 +109,11 @@ impl Requesting {
             .is_some_and(|settlement| settlement.k >= k)
     }
 
+    /// Whether tasks flow.
+    pub(crate) fn is_running(&self) -> bool {
+        matches!(self.state, RequestState::Running)
+    }
+
     /// Whether its caller still waits.
     pub(crate) fn is_live(&self) -> bool {
         !matches!(self.state, RequestState::Over { .. })

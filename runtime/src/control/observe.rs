@@ -61,6 +61,11 @@ impl Observer {
         self.missing.remove(&worker);
     }
 
+    /// Whether no worker owes an answer.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.missing.is_empty()
+    }
+
     /// Gives up on workers that do not answer.
     pub(crate) fn tick(&mut self, now: Time) {
         if now >= self.until {

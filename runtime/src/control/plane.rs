@@ -260,7 +260,7 @@ impl Plane {
         self.digest(at);
     }
 
-    /// Time passes: call it at least every 100 ms.
+    /// Time passes: call it at least every 100 ms, or every second while [`Self::is_steady`].
     pub(crate) fn tick(&mut self, at: Moment) {
         self.link.tick(at.now);
         self.digest(at);
@@ -269,6 +269,18 @@ impl Plane {
         self.tick_link(at);
         self.observer.tick(at.now);
         self.tick_drain(at);
+    }
+
+    /// Whether nothing is under way that a moment decides on: engagements run or there are none, and
+    /// the registry has been told everything.
+    pub(crate) fn is_steady(&self) -> bool {
+        self.drain.is_none()
+            && !self.stopping
+            && self.link.is_ready()
+            && self.accepting.is_empty()
+            && self.releases.is_empty()
+            && self.observer.is_at_rest()
+            && self.requesting.values().all(Requesting::is_running)
     }
 
     /// Acts on whatever the link has to say, until it has nothing more to say.

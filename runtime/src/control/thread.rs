@@ -34,8 +34,10 @@ use crate::worker::{
     self, Idle, IoKind, Pool, ReportReceiver, ReportSender, WorkerHandle, WorkerPlan,
 };
 
-/// The longest that the plane goes without being told the time.
+/// The longest that the plane goes without being told the time while something is under way.
 const TICK: Duration = Duration::from_millis(50);
+/// The same while everything merely runs: each waking may take a core from a worker for some 50 us.
+const TICK_STEADY: Duration = Duration::from_millis(250);
 /// Arrivals, questions and reports of each kind that one turn takes.
 const TURN_MAX: usize = 4_096;
 /// How often a worker whose queue is full is told to stop.
@@ -290,12 +292,13 @@ fn moment() -> Moment {
 
 impl Shell {
     async fn run(&mut self) -> Result<(), String> {
-        let mut next_tick = tokio::time::Instant::now();
+        let mut last_tick = None;
         loop {
             let mut more = self.take_waiting();
-            if tokio::time::Instant::now() >= next_tick {
+            let now = tokio::time::Instant::now();
+            if last_tick.is_none_or(|last| now >= last + self.tick()) {
                 self.plane.tick(moment());
-                next_tick = tokio::time::Instant::now() + TICK;
+                last_tick = Some(now);
             }
             self.start_workers()?;
             self.carry_out();
@@ -308,6 +311,7 @@ impl Shell {
                 tokio::task::yield_now().await;
                 continue;
             }
+            let next_tick = last_tick.unwrap_or(now) + self.tick();
             tokio::select! {
                 Some(ask) = self.asks.recv() => self.plane.ask(ask, moment()),
                 Some((wire, arrival)) = self.arrivals.recv() => {
@@ -316,6 +320,14 @@ impl Shell {
                 () = self.reports.ready() => {}
                 () = tokio::time::sleep_until(next_tick) => {}
             }
+        }
+    }
+
+    fn tick(&self) -> Duration {
+        if self.plane.is_steady() {
+            TICK_STEADY
+        } else {
+            TICK
         }
     }
 

@@ -61,7 +61,7 @@ impl Reporter {
                 // Only whoever looks at the status wants it; thousands of engagements that each
                 // wake control five times a second would keep it from everything else.
                 Report::Progress {
-                    side: Side::Worker, ..
+                    receipt_due: false, ..
                 } => self.sender.leave(report).err(),
                 _ => self.sender.push(report).err(),
             }
