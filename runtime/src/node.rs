@@ -19,7 +19,7 @@ use crate::control::ControlTimings;
 use crate::control::vocabulary::{CloseReason, Histograms, Totals};
 use crate::handler::Skill;
 use crate::job::Job;
-use crate::worker::{Idle, IoKind};
+use crate::worker::{Idle, IoKind, IoOptions};
 
 /// What a node is, decided before it starts.
 #[derive(Clone, Debug)]
@@ -60,6 +60,8 @@ pub struct NodeConfig {
     pub cores: Vec<usize>,
     /// Backend.
     pub io: IoKind,
+    /// What of the kernel's help the workers take.
+    pub io_options: IoOptions,
     /// Idle policy.
     pub idle: Idle,
     /// Threads of the pool, for skills placed there.

@@ -16,6 +16,14 @@ pub struct ThreadArgs {
     /// What moves datagrams: uring or mmsg [default: uring]
     #[arg(long, value_name = "BACKEND")]
     pub io: Option<String>,
+    /// Trains of datagrams, cut and gathered by the kernel: auto, as far as a trial at start shows
+    /// that they work, or off [default: auto]
+    #[arg(long, value_name = "WHETHER")]
+    pub segmentation: Option<String>,
+    /// Pages that buffers lie in: normal, transparent for large ones if there are some, or huge for
+    /// those set aside (vm.nr_hugepages) [default: normal]
+    #[arg(long, value_name = "KIND")]
+    pub pages: Option<String>,
     /// What an idle worker does: spin, adaptive or park [default: adaptive]
     #[arg(long, value_name = "POLICY")]
     pub idle: Option<String>,
@@ -27,6 +35,8 @@ impl ThreadArgs {
             .set(s::WORKERS, &self.workers)
             .set_all(s::CORES, &self.cores)
             .set(s::IO, &self.io)
+            .set(s::SEGMENTATION, &self.segmentation)
+            .set(s::PAGES, &self.pages)
             .set(s::IDLE, &self.idle)
     }
 }

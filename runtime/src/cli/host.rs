@@ -17,7 +17,7 @@ use super::settings::{self as s, Settings};
 use crate::handler::Skill;
 use crate::node::NodeConfig;
 use crate::skills;
-use crate::worker::{Idle, IoKind};
+use crate::worker::{Idle, IoKind, IoOptions, Pages, Segmentation};
 
 /// Where a registry listens unless it is told otherwise: the port of Pilot's.
 pub const REGISTRY_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9_000);
@@ -105,6 +105,8 @@ pub struct Threads {
     pub cores: Vec<usize>,
     /// Backend.
     pub io: IoKind,
+    /// What of the kernel's help the workers take.
+    pub io_options: IoOptions,
     /// Idle policy.
     pub idle: Idle,
 }
@@ -122,6 +124,12 @@ pub fn threads(settings: &Settings) -> Result<Threads, Failure> {
         )),
     })?;
     let io = [("uring", IoKind::Uring), ("mmsg", IoKind::Mmsg)];
+    let segmentation = [("auto", Segmentation::Auto), ("off", Segmentation::Off)];
+    let pages = [
+        ("normal", Pages::Normal),
+        ("transparent", Pages::Transparent),
+        ("huge", Pages::Huge),
+    ];
     let idle = [
         ("spin", Idle::Spin),
         ("adaptive", Idle::Adaptive),
@@ -131,6 +139,12 @@ pub fn threads(settings: &Settings) -> Result<Threads, Failure> {
         workers: settings.number(s::WORKERS, 1..=WORKERS_MAX)?.unwrap_or(1),
         cores,
         io: settings.choice(s::IO, &io)?.unwrap_or_default(),
+        io_options: IoOptions {
+            segmentation: settings
+                .choice(s::SEGMENTATION, &segmentation)?
+                .unwrap_or_default(),
+            pages: settings.choice(s::PAGES, &pages)?.unwrap_or_default(),
+        },
         idle: settings.choice(s::IDLE, &idle)?.unwrap_or_default(),
     })
 }
@@ -194,6 +208,7 @@ pub fn bare_node(registry: SocketAddr, identity: Identity, threads: Threads) -> 
         workers: threads.workers,
         cores: threads.cores,
         io: threads.io,
+        io_options: threads.io_options,
         idle: threads.idle,
         pool_threads: 1,
         tunnels_max: 1_024,

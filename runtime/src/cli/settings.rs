@@ -68,6 +68,7 @@ settings! {
     LISTEN "listen" "the UDP address of the tunnel";
     LOG "log" "what is logged";
     OWNER "owner" "Pilot's owner field";
+    PAGES "pages" "which pages of memory buffers lie in";
     POLO_POLICY "polo-policy" "the rule by which polo moves";
     POOL_THREADS "pool-threads" "threads for skills that run beside the workers";
     PUBLIC "public" "whether anyone may look the node up";
@@ -75,6 +76,7 @@ settings! {
     REGISTRY_BEACON "registry-beacon" "the UDP address of the registry's beacon";
     REGISTRY_KEY "registry-key" "the public key that the registry must have";
     REGISTRY_LISTEN "registry-listen" "the TCP address the registry listens on";
+    SEGMENTATION "segmentation" "whether the kernel cuts and gathers trains of datagrams";
     SKILL "skill" "what a node can do";
     SOCKET "socket" "the local socket of a node";
     STATE "state" "the folder for identity, receipts and the registry's log";

@@ -24,7 +24,7 @@ use super::settings::{self as s, Settings};
 use super::signals::Signals;
 use crate::node::{Node, NodeConfig};
 use crate::skills;
-use crate::worker::{Idle, IoKind};
+use crate::worker::{Idle, IoKind, IoOptions};
 
 /// A host that is brought up offers all it has to itself.
 const DEFAULTS: ServeDefaults = ServeDefaults {
@@ -60,7 +60,11 @@ pub(super) fn run(
     // Both nodes are described before anything starts, so that a wrong setting starts nothing.
     let listen = market::listen_address(settings, market::BESIDE_A_NODE)?;
     let mut worker = host::serving_node(settings, listen, identity, &DEFAULTS)?;
-    let mut requester = host::bare_node(listen, requester_identity, requester_threads(worker.io));
+    let mut requester = host::bare_node(
+        listen,
+        requester_identity,
+        requester_threads(worker.io, worker.io_options),
+    );
     requester.socket = Some(host::requester_socket_path(settings)?);
     requester.state = Some(state.join(REQUESTER_FOLDER));
     identity_file::create_folder(&state.join(REQUESTER_FOLDER))?;
@@ -143,11 +147,12 @@ pub(super) fn start_both(
 }
 
 /// A requester for the programs of a host sleeps while there is nothing to do.
-fn requester_threads(io: IoKind) -> Threads {
+fn requester_threads(io: IoKind, io_options: IoOptions) -> Threads {
     Threads {
         workers: 1,
         cores: Vec::new(),
         io,
+        io_options,
         idle: Idle::Park,
     }
 }

@@ -31,7 +31,8 @@ use super::vocabulary::Command;
 use crate::handler::{Placement, Skill};
 use crate::node::{NodeConfig, NodeError};
 use crate::worker::{
-    self, Idle, IoKind, Pool, ReportReceiver, ReportSender, WorkerHandle, WorkerPlan,
+    self, Idle, IoKind, Pool, ReportReceiver, ReportSender, Segmentation, Trains, WorkerHandle,
+    WorkerPlan,
 };
 
 /// The longest that the plane goes without being told the time while something is under way.
@@ -51,7 +52,8 @@ pub(crate) fn start(
     timings: ControlTimings,
 ) -> Result<ControlHandle, NodeError> {
     check(&config).map_err(NodeError)?;
-    let sockets = worker::bind_group(config.listen, config.workers)
+    let trains = try_trains(&config);
+    let sockets = worker::bind_group(config.listen, config.workers, trains)
         .map_err(|error| NodeError(format!("listen {}: {error}", config.listen)))?;
     let listen = sockets
         .first()
@@ -72,6 +74,7 @@ pub(crate) fn start(
     let seed = Seed {
         config,
         plane,
+        trains,
         sockets,
         socket,
         asks: asks_inbox,
@@ -185,6 +188,20 @@ fn plane(
     Ok(Plane::new(plane_config, link, spool, advertiser))
 }
 
+/// What the node may use of trains; a kernel that fails the trial is named, since it costs throughput.
+fn try_trains(config: &NodeConfig) -> Trains {
+    let segmentation = config.io_options.segmentation;
+    let trains = Trains::of(segmentation);
+    if segmentation == Segmentation::Auto && trains != Trains::ALL {
+        tracing::warn!(
+            sent = trains.sent,
+            gathered = trains.gathered,
+            "this kernel does not pass the trial of UDP segmentation; datagrams go one by one"
+        );
+    }
+    trains
+}
+
 /// Entropy for offer ids and for the spread of pauses.
 fn entropy() -> u64 {
     let mut bytes = [0; 8];
@@ -195,6 +212,7 @@ fn entropy() -> u64 {
 struct Seed {
     config: NodeConfig,
     plane: Plane,
+    trains: Trains,
     sockets: Vec<UdpSocket>,
     socket: Option<LocalListener>,
     asks: mpsc::Receiver<Ask>,
@@ -242,6 +260,7 @@ async fn control(seed: Seed, backend: Backend) -> Result<(), String> {
         config: seed.config,
         plane: seed.plane,
         shared: seed.handle.shared,
+        trains: seed.trains,
         unstarted: Some((seed.sockets, senders)),
         workers: Vec::new(),
         pool: None,
@@ -264,6 +283,7 @@ struct Shell {
     config: NodeConfig,
     plane: Plane,
     shared: Arc<Shared>,
+    trains: Trains,
     /// Sockets and queues of the workers until the node has its number.
     unstarted: Option<(Vec<UdpSocket>, Vec<ReportSender>)>,
     workers: Vec<WorkerHandle>,
@@ -374,6 +394,8 @@ impl Shell {
                 core: (!cores.is_empty()).then(|| cores[index % cores.len()]),
                 socket,
                 io: self.config.io,
+                trains: self.trains,
+                pages: self.config.io_options.pages,
                 idle: self.config.idle,
                 node: self.plane.node,
                 identity: Arc::clone(&self.config.identity),

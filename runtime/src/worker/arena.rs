@@ -9,21 +9,30 @@
 //!
 //! A slice of a buffer is handed out only while its state says that the rooms own it, and borrows
 //! the arena, so it cannot outlive the change of owner. Buffers in the kernel are never touched.
-//! Absent: growth. The arenas are as large as they will ever be before the first datagram.
+//!
+//! An arena reserves addresses for all its buffers at once and begins with some of them: the kernel
+//! finds memory for a page when it is first written. Receive buffers are doubled when the kernel found
+//! none, trains are added one by one when none is free, both up to a limit; neither shrinks. So a node
+//! that has little to do takes little, and its buffers stay in the cache.
 #![expect(
     unsafe_code,
     reason = "memory shared with the kernel has no safe owner; one of two files"
 )]
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ffi::c_void;
+use std::io;
+use std::ops::Range;
 use std::ptr::NonNull;
 
 use ramjet_proto::wire::limits::{
     FRAME_HEADER_LEN, FRAME_PAYLOAD_MAX, PATH_LEN_MAX, RECEIVED_LEN_MAX,
 };
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
-/// Receive buffers: as many as a burst of 128 trains. A power of two, for the provided-buffer ring.
-pub const RECEIVE_BUFFERS: u16 = 128;
+/// Receive buffers at first: a burst of 32 trains.
+pub const RECEIVE_BUFFERS_MIN: u16 = 32;
+/// Most receive buffers. A power of two, for the provided-buffer ring.
+pub const RECEIVE_BUFFERS_MAX: u16 = 256;
 /// Space before the payload of a received train: the kernel's own header, the source address and
 /// one control message, rounded up to a cache line.
 pub const RECEIVE_HEAD: usize = 128;
@@ -32,8 +41,8 @@ pub const RECEIVE_PAYLOAD_MAX: usize = 1 << 16;
 /// Stride of the receive arena.
 pub const RECEIVE_STRIDE: usize = RECEIVE_HEAD + RECEIVE_PAYLOAD_MAX;
 
-/// Send trains: one a tunnel a turn, more for a tunnel with much to say.
-pub const SEND_TRAINS: u16 = 64;
+/// Most send trains: one a tunnel a turn, more for a tunnel with much to say.
+pub const SEND_TRAINS_MAX: u16 = 128;
 /// Datagrams in a train: what every kernel with GSO takes (UDP_MAX_SEGMENTS, 64 before 6.7).
 pub const TRAIN_DATAGRAMS_MAX: usize = 64;
 /// Bytes in a train: what a UDP header can say, segmented or not.
@@ -44,47 +53,114 @@ pub const TRAIN_STRIDE: usize = 68 << 10;
 
 const _: () = assert!(TRAIN_STRIDE >= SEND_LEN_MAX + FRAME_HEADER_LEN + FRAME_PAYLOAD_MAX);
 const _: () = assert!(PATH_LEN_MAX <= SEND_LEN_MAX);
-const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two());
+const _: () = assert!(RECEIVE_BUFFERS_MAX.is_power_of_two());
 
-/// Bytes that one worker's arenas take.
+/// The kernel's large page.
+const LARGE_PAGE: usize = 2 << 20;
+
+/// Bytes that one worker's arenas may take.
 pub const ARENA_BYTES: usize =
-    RECEIVE_BUFFERS as usize * RECEIVE_STRIDE + SEND_TRAINS as usize * TRAIN_STRIDE;
+    RECEIVE_BUFFERS_MAX as usize * RECEIVE_STRIDE + SEND_TRAINS_MAX as usize * TRAIN_STRIDE;
 
-/// Page-aligned memory that does not move.
+/// Which pages the arenas lie in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pages {
+    /// The kernel's ordinary ones.
+    #[default]
+    Normal,
+    /// Large ones if the kernel has some at hand (madvise(2), MADV_HUGEPAGE), else ordinary ones.
+    Transparent,
+    /// Large ones from the pool that the operator has set aside (mmap(2), MAP_HUGETLB); if it is used
+    /// up, as [`Pages::Transparent`]. They are taken at once, not when they are first written.
+    Huge,
+}
+
+/// Zeroed memory that does not move, aligned to a page.
 struct Region {
     start: NonNull<u8>,
-    layout: Layout,
+    len: usize,
+    /// What the kernel has given, to be given back: begins at or before `start`.
+    mapping: (NonNull<c_void>, usize),
+    /// Whether all of it is in large pages from the pool.
+    is_huge: bool,
 }
 
 // SAFETY: a Region is plain memory with one owner; nothing in it is tied to the thread that made it.
 unsafe impl Send for Region {}
 
 impl Region {
-    fn new(bytes: usize) -> Self {
-        let layout = Layout::from_size_align(bytes, 4_096).expect("arena sizes are constants");
-        // SAFETY: the layout has a size above zero: every arena holds at least one buffer.
-        let start = unsafe { alloc_zeroed(layout) };
-        let start = NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout));
-        Region { start, layout }
+    fn new(bytes: usize, pages: Pages) -> io::Result<Self> {
+        let rounded = bytes.next_multiple_of(LARGE_PAGE);
+        if pages == Pages::Huge
+            && let Ok(mapping) = map(rounded, MapFlags::HUGETLB)
+        {
+            return Ok(Region {
+                start: mapping.cast(),
+                len: bytes,
+                mapping: (mapping, rounded),
+                is_huge: true,
+            });
+        }
+        if pages == Pages::Normal {
+            let mapping = map(bytes, MapFlags::empty())?;
+            return Ok(Region {
+                start: mapping.cast(),
+                len: bytes,
+                mapping: (mapping, bytes),
+                is_huge: false,
+            });
+        }
+        let mapped = rounded + LARGE_PAGE;
+        let mapping = map(mapped, MapFlags::empty())?;
+        let start = mapping.cast::<u8>();
+        let skip = start.as_ptr().align_offset(LARGE_PAGE);
+        // SAFETY: the mapping is one large page longer than the region, and `skip` is less than that.
+        let start = unsafe { start.add(skip) };
+        // SAFETY: the range is part of the mapping just made; the advice changes no contents. A kernel
+        // that does not take it leaves ordinary pages, which work.
+        let _ = unsafe { madvise(start.as_ptr().cast(), rounded, Advice::LinuxHugepage) };
+        Ok(Region {
+            start,
+            len: bytes,
+            mapping: (mapping, mapped),
+            is_huge: false,
+        })
+    }
+
+    fn huge_bytes(&self) -> usize {
+        if self.is_huge { self.mapping.1 } else { 0 }
     }
 
     fn address(&self, offset: usize) -> *mut u8 {
-        assert!(
-            offset < self.layout.size(),
-            "offset {offset} of {}",
-            self.layout.size()
-        );
-        // SAFETY: the offset is within the one allocation that `start` begins, as just asserted.
+        assert!(offset < self.len, "offset {offset} of {}", self.len);
+        // SAFETY: the offset is within the one mapping that `start` lies in, as just asserted.
         unsafe { self.start.as_ptr().add(offset) }
     }
 }
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: `start` came from the same allocator with this layout, in `Region::new`. The ring
-        // that shares it was dropped before: a worker's fields are declared in that order.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+        let (mapping, len) = self.mapping;
+        // SAFETY: exactly what `map` gave, given back once. The ring that shares it was dropped before:
+        // a worker's fields are declared in that order.
+        let unmapped = unsafe { munmap(mapping.as_ptr(), len) };
+        debug_assert!(unmapped.is_ok(), "a mapping of our own");
     }
+}
+
+/// Zeroed memory from the kernel.
+fn map(len: usize, flags: MapFlags) -> io::Result<NonNull<c_void>> {
+    let protection = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: without an address the kernel chooses one where nothing else is.
+    let mapping = unsafe {
+        mmap_anonymous(
+            std::ptr::null_mut(),
+            len,
+            protection,
+            MapFlags::PRIVATE | flags,
+        )
+    }?;
+    NonNull::new(mapping).ok_or_else(|| io::Error::other("the kernel mapped address 0"))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,25 +172,44 @@ enum ReceiveState {
 /// The buffers that datagrams arrive in.
 pub struct ReceiveArena {
     region: Region,
-    states: Box<[ReceiveState]>,
+    /// Of the buffers in play.
+    states: Vec<ReceiveState>,
     leased: u16,
 }
 
-impl Default for ReceiveArena {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl ReceiveArena {
-    /// All buffers, owned by the kernel side from the start.
-    pub fn new() -> Self {
-        let buffers = usize::from(RECEIVE_BUFFERS);
-        ReceiveArena {
-            region: Region::new(buffers * RECEIVE_STRIDE),
-            states: vec![ReceiveState::InKernel; buffers].into_boxed_slice(),
+    /// The first buffers, owned by the kernel side from the start.
+    ///
+    /// # Errors
+    /// The kernel has no address space or memory.
+    pub fn new(pages: Pages) -> io::Result<Self> {
+        let most = usize::from(RECEIVE_BUFFERS_MAX);
+        let mut states = Vec::with_capacity(most);
+        states.resize(usize::from(RECEIVE_BUFFERS_MIN), ReceiveState::InKernel);
+        Ok(ReceiveArena {
+            region: Region::new(most * RECEIVE_STRIDE, pages)?,
+            states,
             leased: 0,
-        }
+        })
+    }
+
+    /// Buffers in play.
+    pub fn given(&self) -> u16 {
+        u16::try_from(self.states.len()).expect("at most RECEIVE_BUFFERS_MAX")
+    }
+
+    /// As many buffers again as are in play, up to the limit: for the backend to offer to the kernel.
+    pub fn grow(&mut self) -> Range<u16> {
+        let before = self.given();
+        let after = (before * 2).min(RECEIVE_BUFFERS_MAX);
+        self.states
+            .resize(usize::from(after), ReceiveState::InKernel);
+        before..after
+    }
+
+    /// Bytes in large pages of the pool.
+    pub fn huge_bytes(&self) -> usize {
+        self.region.huge_bytes()
     }
 
     /// The kernel filled this buffer: the rooms own it now.
@@ -180,37 +275,53 @@ enum SendState {
 /// The buffers that trains leave from.
 pub struct SendArena {
     region: Region,
-    states: Box<[SendState]>,
+    /// Of the trains that were ever taken.
+    states: Vec<SendState>,
     free: Vec<u16>,
 }
 
-impl Default for SendArena {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl SendArena {
-    /// All trains free.
-    pub fn new() -> Self {
-        let trains = usize::from(SEND_TRAINS);
-        SendArena {
-            region: Region::new(trains * TRAIN_STRIDE),
-            states: vec![SendState::Free; trains].into_boxed_slice(),
-            free: (0..SEND_TRAINS).rev().collect(),
-        }
+    /// No train was taken yet.
+    ///
+    /// # Errors
+    /// The kernel has no address space or memory.
+    pub fn new(pages: Pages) -> io::Result<Self> {
+        let most = usize::from(SEND_TRAINS_MAX);
+        Ok(SendArena {
+            region: Region::new(most * TRAIN_STRIDE, pages)?,
+            states: Vec::with_capacity(most),
+            free: Vec::with_capacity(most),
+        })
     }
 
-    /// A free train, to be filled.
+    /// A free train, to be filled: the one that was freed last, which the cache still has, or one that
+    /// was never used.
     pub fn take(&mut self) -> Option<u16> {
-        let train = self.free.pop()?;
-        self.states[usize::from(train)] = SendState::Filling;
+        if let Some(train) = self.free.pop() {
+            self.states[usize::from(train)] = SendState::Filling;
+            return Some(train);
+        }
+        let train = self.given();
+        if train == SEND_TRAINS_MAX {
+            return None;
+        }
+        self.states.push(SendState::Filling);
         Some(train)
+    }
+
+    /// Trains that were ever taken.
+    pub fn given(&self) -> u16 {
+        u16::try_from(self.states.len()).expect("at most SEND_TRAINS_MAX")
     }
 
     /// Trains that can still be taken.
     pub fn free(&self) -> usize {
-        self.free.len()
+        self.free.len() + usize::from(SEND_TRAINS_MAX - self.given())
+    }
+
+    /// Bytes in large pages of the pool.
+    pub fn huge_bytes(&self) -> usize {
+        self.region.huge_bytes()
     }
 
     /// A train that is being filled.
@@ -252,11 +363,14 @@ pub(super) struct DescriptorRing {
 
 impl DescriptorRing {
     /// Empty.
-    pub(super) fn new() -> Self {
-        DescriptorRing {
-            region: Region::new(usize::from(RECEIVE_BUFFERS) * 16),
+    ///
+    /// # Errors
+    /// The kernel has no address space or memory.
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(DescriptorRing {
+            region: Region::new(usize::from(RECEIVE_BUFFERS_MAX) * 16, Pages::Normal)?,
             tail: 0,
-        }
+        })
     }
 
     /// Page-aligned start, for the registration.
@@ -267,15 +381,15 @@ impl DescriptorRing {
     /// Offers a buffer to the kernel.
     pub(super) fn push(&mut self, arena: &ReceiveArena, buffer: u16) {
         use std::sync::atomic::{AtomicU16, Ordering};
-        let index = usize::from(self.tail & (RECEIVE_BUFFERS - 1));
+        let index = usize::from(self.tail & (RECEIVE_BUFFERS_MAX - 1));
         let entry = self
             .region
             .address(index * 16)
             .cast::<io_uring::types::BufRingEntry>();
         let length = u32::try_from(RECEIVE_STRIDE).expect("64 KiB and a head");
         // SAFETY: `entry` is one of the ring's own 16-byte entries. The kernel reads entries below
-        // the tail only, and this one is published by the store below, after it is written; the
-        // count of buffers equals the count of entries, so it is not still unread.
+        // the tail only, and this one is published by the store below, after it is written; there are
+        // no more buffers than entries, so it is not still unread.
         unsafe {
             (*entry).set_addr(arena.kernel_address(buffer));
             (*entry).set_len(length);
@@ -300,7 +414,7 @@ mod tests {
 
     #[test]
     fn a_buffer_has_one_owner() {
-        let mut arena = ReceiveArena::new();
+        let mut arena = ReceiveArena::new(Pages::Normal).expect("memory");
         arena.lease(3);
         arena.buffer(3)[RECEIVE_STRIDE - 1] = 7;
         assert_eq!(arena.leased(), 1);
@@ -313,13 +427,42 @@ mod tests {
 
     #[test]
     fn trains_run_out_and_come_back() {
-        let mut arena = SendArena::new();
+        let mut arena = SendArena::new(Pages::Normal).expect("memory");
+        assert_eq!(
+            (arena.given(), arena.free()),
+            (0, usize::from(SEND_TRAINS_MAX))
+        );
         let taken: Vec<_> = std::iter::from_fn(|| arena.take()).collect();
-        assert_eq!(taken.len(), usize::from(SEND_TRAINS));
+        assert_eq!(taken.len(), usize::from(SEND_TRAINS_MAX));
+        assert_eq!((arena.given(), arena.free()), (SEND_TRAINS_MAX, 0));
         arena.train(taken[0])[0] = 1;
         arena.hand_over(taken[0]);
         assert_eq!(arena.take(), None);
         arena.free_train(taken[0]);
         assert_eq!(arena.take(), Some(taken[0]));
+    }
+
+    #[test]
+    fn receive_buffers_double_up_to_their_limit() {
+        let mut arena = ReceiveArena::new(Pages::Normal).expect("memory");
+        assert_eq!(arena.given(), RECEIVE_BUFFERS_MIN);
+        assert_eq!(arena.grow(), RECEIVE_BUFFERS_MIN..2 * RECEIVE_BUFFERS_MIN);
+        while !arena.grow().is_empty() {}
+        assert_eq!(arena.given(), RECEIVE_BUFFERS_MAX);
+        let last = RECEIVE_BUFFERS_MAX - 1;
+        arena.lease(last);
+        arena.buffer(last)[RECEIVE_STRIDE - 1] = 1;
+    }
+
+    #[test]
+    fn every_kind_of_page_is_memory_and_falls_back_to_one_that_is_there() {
+        for pages in [Pages::Normal, Pages::Transparent, Pages::Huge] {
+            let mut arena = SendArena::new(pages).expect("memory");
+            let train = arena.take().expect("a train");
+            let bytes = arena.train(train);
+            assert!(bytes.iter().all(|byte| *byte == 0), "{pages:?} is zeroed");
+            bytes.fill(7);
+            assert!(arena.huge_bytes() == 0 || pages == Pages::Huge);
+        }
     }
 }

@@ -66,6 +66,12 @@ counters! {
     Parks => "parks",
     /// Times the kernel found no receive buffer.
     OutOfBuffers => "out_of_buffers",
+    /// Receive buffers in play: they grow when the kernel found none.
+    ReceiveBuffers => "receive_buffers",
+    /// Send trains in play: they grow when none is free.
+    SendTrains => "send_trains",
+    /// Bytes of both in large pages that the operator set aside.
+    HugePageBytes => "huge_page_bytes",
     /// Reports that had to wait because control was busy.
     ReportsDeferred => "reports_deferred",
 }
@@ -101,6 +107,11 @@ impl Counters {
     /// Adds to one. Only the worker that owns them may.
     pub fn add(&self, counter: Counter, by: u64) {
         bump(&self.values[counter as usize], by);
+    }
+
+    /// Sets one that tells what is and not what was. Only the worker that owns them may.
+    pub fn set(&self, counter: Counter, value: u64) {
+        self.values[counter as usize].store(value, Ordering::Relaxed);
     }
 
     /// A datagram is dropped.

@@ -1,15 +1,14 @@
 //! How a worker and the other threads reach each other: bounded queues and a wake-up.
 //!
-//! A sender pushes first and then looks whether the worker sleeps; the worker says that it is about
-//! to sleep first and then looks at its queues once more. Sequentially consistent fences between
-//! the two steps of each leave no order in which both miss the other.
+//! A sender pushes and then wakes the worker if it sleeps; that no wake-up is lost is the business of
+//! `wake.rs`, and proven there.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 
 use crossbeam::queue::ArrayQueue;
@@ -19,6 +18,7 @@ use tokio::sync::Notify;
 
 use super::counters::Counters;
 use super::pool::PoolJob;
+use super::wake::Sleep;
 use crate::control::vocabulary::{Command, Report};
 
 /// Commands that may wait for a worker.
@@ -34,7 +34,7 @@ const PIECES_MAX: usize = 1_024;
 #[derive(Debug)]
 pub struct Waker {
     event: Arc<OwnedFd>,
-    asleep: AtomicBool,
+    sleep: Sleep,
 }
 
 impl Waker {
@@ -42,7 +42,7 @@ impl Waker {
         let event = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
         Ok(Waker {
             event: Arc::new(event),
-            asleep: AtomicBool::new(false),
+            sleep: Sleep::new(AtomicBool::new(false)),
         })
     }
 
@@ -53,8 +53,7 @@ impl Waker {
 
     /// Something was pushed: wakes the worker if it sleeps.
     pub fn wake(&self) {
-        fence(Ordering::SeqCst);
-        if self.asleep.load(Ordering::SeqCst) {
+        if self.sleep.must_ring() {
             // A full counter means that a wake-up is already on its way.
             let _ = rustix::io::write(&*self.event, &increment());
         }
@@ -62,13 +61,12 @@ impl Waker {
 
     /// The worker is about to sleep; it looks at its queues once more after this.
     pub fn falling_asleep(&self) {
-        self.asleep.store(true, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
+        self.sleep.falling_asleep();
     }
 
     /// The worker is awake; a wake-up that was sent meanwhile is taken back.
     pub fn awake(&self) {
-        self.asleep.store(false, Ordering::SeqCst);
+        self.sleep.awake();
         let mut count = [0; 8];
         let _ = rustix::io::read(&*self.event, &mut count);
     }

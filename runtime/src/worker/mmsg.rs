@@ -10,8 +10,11 @@ use std::time::Duration;
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::arena::{RECEIVE_BUFFERS, RECEIVE_HEAD, ReceiveArena, SendArena, TRAIN_DATAGRAMS_MAX};
+use super::arena::{
+    RECEIVE_BUFFERS_MIN, RECEIVE_HEAD, ReceiveArena, SendArena, TRAIN_DATAGRAMS_MAX,
+};
 use super::io::{Events, HARVEST_MAX, Incoming, Io, Outgoing};
+use super::trains::Trains;
 
 /// The fallback backend.
 pub struct Mmsg {
@@ -19,6 +22,7 @@ pub struct Mmsg {
     state: UdpSocketState,
     wake: Arc<OwnedFd>,
     idle_buffers: Vec<u16>,
+    segmentation: bool,
     events: Events,
 }
 
@@ -27,13 +31,19 @@ impl Mmsg {
     ///
     /// # Errors
     /// What the kernel refused.
-    pub fn new(socket: UdpSocket, wake: Arc<OwnedFd>) -> io::Result<Self> {
+    pub fn new(socket: UdpSocket, wake: Arc<OwnedFd>, trains: Trains) -> io::Result<Self> {
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
+        if !trains.gathered {
+            // The line above has asked for it.
+            super::ring::leave_single(&socket)?;
+        }
+        let segmentation = trains.sent;
         Ok(Mmsg {
             socket,
             state,
             wake,
-            idle_buffers: (0..RECEIVE_BUFFERS).rev().collect(),
+            idle_buffers: (0..RECEIVE_BUFFERS_MIN).rev().collect(),
+            segmentation,
             events: Events::default(),
         })
     }
@@ -42,6 +52,10 @@ impl Mmsg {
     fn receive_one(&mut self, receive: &mut ReceiveArena, batch: &mut Vec<Incoming>) -> bool {
         // One buffer a call keeps the borrow of the arena whole: one system call a train, which GRO
         // makes of up to 46 datagrams.
+        if self.idle_buffers.is_empty() {
+            self.events.out_of_buffers += 1;
+            self.idle_buffers.extend(receive.grow());
+        }
         let Some(buffer) = self.idle_buffers.pop() else {
             return false;
         };
@@ -81,7 +95,11 @@ impl Io for Mmsg {
     }
 
     fn train_datagrams_max(&self) -> usize {
-        self.state.max_gso_segments().clamp(1, TRAIN_DATAGRAMS_MAX)
+        if self.segmentation {
+            self.state.max_gso_segments().clamp(1, TRAIN_DATAGRAMS_MAX)
+        } else {
+            1
+        }
     }
 
     fn harvest(

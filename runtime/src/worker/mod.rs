@@ -45,7 +45,9 @@ pub mod rooms;
 mod serve;
 pub mod socket;
 mod timers;
+pub mod trains;
 mod turn;
+mod wake;
 
 pub use mailbox::{ReportReceiver, ReportSender, WorkerHandle, reports};
 pub use pool::Pool;
@@ -62,9 +64,10 @@ use ramjet_proto::time::Time;
 use ramjet_proto::tunnel::{TunnelConfig, Tunnels};
 use ramjet_proto::wire::limits::FRAME_PAYLOAD_MAX;
 
+pub use self::arena::Pages;
 use self::arena::{ReceiveArena, SendArena};
 use self::channels::Channels;
-use self::counters::Counters;
+use self::counters::{Counter, Counters};
 use self::io::Io;
 use self::mailbox::Inbox;
 use self::outbox::{Outbox, Packing};
@@ -72,6 +75,7 @@ use self::paths::Paths;
 use self::pool::{JOBS_PER_WORKER, PoolJob};
 use self::pump::Active;
 use self::rooms::{Reporter, Rooms};
+pub use self::trains::{Segmentation, Trains};
 use self::turn::Worker;
 use crate::control::vocabulary::{Histograms, Report};
 use crate::handler::{Placement, Skill};
@@ -98,6 +102,15 @@ pub enum Idle {
     Park,
 }
 
+/// What of the kernel's help a worker takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IoOptions {
+    /// Trains of datagrams.
+    pub segmentation: Segmentation,
+    /// The pages that buffers lie in.
+    pub pages: Pages,
+}
+
 /// Everything a worker needs, decided before its thread starts.
 pub struct WorkerPlan {
     /// Its place in the group, from 0.
@@ -110,6 +123,10 @@ pub struct WorkerPlan {
     pub socket: UdpSocket,
     /// Backend.
     pub io: IoKind,
+    /// What is known of trains on this kernel.
+    pub trains: Trains,
+    /// The pages that its buffers lie in.
+    pub pages: Pages,
     /// Idle policy.
     pub idle: Idle,
     /// Our own node.
@@ -228,6 +245,22 @@ fn run(
         )));
         return;
     }
+    let arenas = ReceiveArena::new(plan.pages).and_then(|receive| {
+        let send = SendArena::new(plan.pages)?;
+        Ok((receive, send))
+    });
+    let (receive, send) = match arenas {
+        Ok(arenas) => arenas,
+        Err(error) => {
+            let _ = started.send(Err(format!(
+                "memory for {} bytes of buffers: {error}",
+                arena::ARENA_BYTES
+            )));
+            return;
+        }
+    };
+    let huge = receive.huge_bytes() + send.huge_bytes();
+    counters.set(Counter::HugePageBytes, huge as u64);
     let uses_pool = plan
         .skills
         .iter()
@@ -236,7 +269,7 @@ fn run(
     let rooms = Rooms {
         channels: Channels::new(plan.tunnels_max),
         outbox: Outbox::new(plan.tunnels_max, plan.datagram_len_max),
-        send: SendArena::new(),
+        send,
         skills: Arc::clone(&plan.skills),
         counters: Arc::clone(&counters),
         histograms: Box::new(Histograms::new()),
@@ -267,7 +300,6 @@ fn run(
         key_exchanges_per_second: KEY_EXCHANGES_PER_SECOND,
         beacon: plan.beacon,
     });
-    let receive = ReceiveArena::new();
     let index = plan.index;
     let event = Arc::clone(inbox.waker.event());
     let ended = match plan.io {
@@ -279,9 +311,15 @@ fn run(
                 Idle::Spin => ring::Receiving::Asked,
                 Idle::Adaptive | Idle::Park => ring::Receiving::Armed,
             };
-            match ready
-                .and_then(|()| ring::Ring::new(&plan.socket, event.as_fd(), &receive, receiving))
-            {
+            match ready.and_then(|()| {
+                ring::Ring::new(
+                    &plan.socket,
+                    event.as_fd(),
+                    &receive,
+                    receiving,
+                    plan.trains.sent,
+                )
+            }) {
                 Ok(io) => start(
                     Worker::new(&plan, io, receive, rooms, tunnels, inbox, peers),
                     started,
@@ -294,7 +332,7 @@ fn run(
         IoKind::Mmsg => match plan
             .socket
             .try_clone()
-            .and_then(|socket| mmsg::Mmsg::new(socket, event))
+            .and_then(|socket| mmsg::Mmsg::new(socket, event, plan.trains))
         {
             Ok(io) => start(
                 Worker::new(&plan, io, receive, rooms, tunnels, inbox, peers),

@@ -27,7 +27,7 @@ use ramjet_proto::wire::limits::{
     TRAIN_HEADER_LEN,
 };
 
-use super::arena::{SEND_LEN_MAX, SEND_TRAINS, SendArena};
+use super::arena::{SEND_LEN_MAX, SEND_TRAINS_MAX, SendArena};
 use super::counters::{Counter, Counters};
 use super::io::Outgoing;
 
@@ -108,7 +108,7 @@ impl Outbox {
         Outbox {
             open: vec![0; tunnels_max].into_boxed_slice(),
             paths: vec![PathSearch::new(datagram_len_max); tunnels_max].into_boxed_slice(),
-            trains: Vec::with_capacity(usize::from(SEND_TRAINS)),
+            trains: Vec::with_capacity(usize::from(SEND_TRAINS_MAX)),
         }
     }
 
@@ -170,7 +170,7 @@ impl Outbox {
         let length = self.paths[tunnel.index()].len();
         self.trains.push(begun(tunnel, train, length));
         let place = self.trains.len();
-        self.open[tunnel.index()] = u16::try_from(place).expect("at most SEND_TRAINS");
+        self.open[tunnel.index()] = u16::try_from(place).expect("at most SEND_TRAINS_MAX");
         Some(place - 1)
     }
 

@@ -8,7 +8,7 @@ use ramjet_proto::engagement::serving::{KEPT_BYTES_MAX, RECEIVING_BYTES_MAX};
 use ramjet_proto::tunnel::TUNNEL_LEN_MAX;
 use ramjet_proto::wire::limits::{FRAME_PAYLOAD_MAX, TASK_LEN_MAX};
 
-use super::arena::{RECEIVE_BUFFERS, RECEIVE_STRIDE, SEND_TRAINS, TRAIN_STRIDE};
+use super::arena::{RECEIVE_BUFFERS_MAX, RECEIVE_STRIDE, SEND_TRAINS_MAX, TRAIN_STRIDE};
 
 /// A slot's own fields, rounded up.
 const SLOT_BYTES: usize = 128;
@@ -51,12 +51,12 @@ pub fn plan(limits: &PlanLimits) -> [PlanLine; 5] {
     [
         PlanLine {
             what: "receive buffers",
-            count: limits.workers * usize::from(RECEIVE_BUFFERS),
+            count: limits.workers * usize::from(RECEIVE_BUFFERS_MAX),
             bytes_each: RECEIVE_STRIDE,
         },
         PlanLine {
             what: "send trains",
-            count: limits.workers * usize::from(SEND_TRAINS),
+            count: limits.workers * usize::from(SEND_TRAINS_MAX),
             bytes_each: TRAIN_STRIDE,
         },
         PlanLine {

@@ -28,14 +28,14 @@ use ramjet_proto::wire::limits::DATAGRAM_LEN_MAX;
 use socket2::SockAddr;
 use zerocopy::IntoBytes;
 
-use super::arena::{DescriptorRing, RECEIVE_BUFFERS, ReceiveArena, SEND_TRAINS, SendArena};
+use super::arena::{DescriptorRing, RECEIVE_BUFFERS_MAX, ReceiveArena, SEND_TRAINS_MAX, SendArena};
 use super::arena::{RECEIVE_HEAD, TRAIN_DATAGRAMS_MAX};
 use super::io::{Events, HARVEST_MAX, Incoming, Io, Outgoing};
 
 const SUBMISSIONS: u32 = 256;
 /// Receive buffers + trains + poll and receive notices, doubled: the queue cannot overflow.
 const COMPLETIONS: u32 = 1_024;
-const _: () = assert!(COMPLETIONS > 2 * (RECEIVE_BUFFERS as u32 + SEND_TRAINS as u32));
+const _: () = assert!(COMPLETIONS > 2 * (RECEIVE_BUFFERS_MAX as u32 + SEND_TRAINS_MAX as u32));
 
 const BUFFER_GROUP: u16 = 0;
 const SOCKET: Fixed = Fixed(0);
@@ -123,6 +123,7 @@ impl Ring {
         wake: BorrowedFd<'_>,
         receive: &ReceiveArena,
         receiving: Receiving,
+        segmentation: bool,
     ) -> io::Result<Self> {
         let ring = IoUring::builder()
             .setup_single_issuer()
@@ -133,8 +134,8 @@ impl Ring {
             .build(SUBMISSIONS)?;
         ring.submitter()
             .register_files(&[socket.as_raw_fd(), wake.as_raw_fd()])?;
-        let mut descriptors = DescriptorRing::new();
-        for buffer in 0..RECEIVE_BUFFERS {
+        let mut descriptors = DescriptorRing::new()?;
+        for buffer in 0..receive.given() {
             descriptors.push(receive, buffer);
         }
         // SAFETY: the descriptor ring is page-aligned, holds exactly this many entries, and is a
@@ -142,7 +143,7 @@ impl Ring {
         unsafe {
             ring.submitter().register_buf_ring_with_flags(
                 descriptors.address(),
-                RECEIVE_BUFFERS,
+                RECEIVE_BUFFERS_MAX,
                 BUFFER_GROUP,
                 0,
             )?;
@@ -151,7 +152,7 @@ impl Ring {
         let mut receive_header: Box<libc::msghdr> = Box::new(unsafe { std::mem::zeroed() });
         receive_header.msg_namelen = u32::try_from(NAME_LEN).expect("28");
         receive_header.msg_controllen = CONTROL_LEN;
-        let send_headers = (0..SEND_TRAINS).map(|_| SendHeader::empty()).collect();
+        let send_headers = (0..SEND_TRAINS_MAX).map(|_| SendHeader::empty()).collect();
         let ask_headers = (0..ASKS_MAX).map(|_| AskHeader::empty()).collect();
         let mut this = Ring {
             ring,
@@ -166,7 +167,7 @@ impl Ring {
             receive_armed: false,
             wake_armed: false,
             queued: false,
-            segmentation: true,
+            segmentation,
             events: Events::default(),
         };
         this.arm();
@@ -270,9 +271,7 @@ impl Ring {
             self.receive_armed = false;
         }
         let Some(buffer) = cqueue::buffer_select(completion.flags()) else {
-            if completion.result() == -libc::ENOBUFS {
-                self.events.out_of_buffers += 1;
-            }
+            self.events.out_of_buffers += u32::from(completion.result() == -libc::ENOBUFS);
             return;
         };
         receive.lease(buffer);
@@ -344,6 +343,12 @@ impl Io for Ring {
                 TOKEN_SEND => self.sent(send, &completion),
                 TOKEN_ASK => self.brought(receive, &completion, batch),
                 _ => self.wake_armed &= cqueue::more(completion.flags()),
+            }
+        }
+        if self.events.out_of_buffers > 0 {
+            // What found none waits in the socket.
+            for buffer in receive.grow() {
+                self.descriptors.push(receive, buffer);
             }
         }
         std::mem::take(&mut self.events)
@@ -540,6 +545,14 @@ fn set_option<T>(socket: &UdpSocket, level: i32, name: i32, value: &T) -> io::Re
 /// What the kernel says.
 pub fn gather_trains(socket: &UdpSocket) -> io::Result<()> {
     set_option(socket, libc::SOL_UDP, libc::UDP_GRO, &1_i32)
+}
+
+/// The opposite of [`gather_trains`].
+///
+/// # Errors
+/// What the kernel says.
+pub fn leave_single(socket: &UdpSocket) -> io::Result<()> {
+    set_option(socket, libc::SOL_UDP, libc::UDP_GRO, &0_i32)
 }
 
 /// Forbids fragmentation and the kernel's own memory of path MTUs (ip(7), IP_PMTUDISC_PROBE): what is

@@ -7,6 +7,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::ring;
+use super::trains::Trains;
 
 /// Asked of the kernel for each socket and direction; it gives what `rmem_max` and `wmem_max` allow.
 const BUFFER_BYTES: usize = 4 << 20;
@@ -46,11 +47,15 @@ fn bind_first(listen: SocketAddr) -> io::Result<UdpSocket> {
 
 /// Binds `workers` UDP sockets to one address that no other process has, in order, and attaches the
 /// steering program, so that datagrams of node `n` arrive at socket `n mod workers`. Port 0 is
-/// resolved once for the group.
+/// resolved once for the group. Datagrams are gathered into trains if `trains` says that this works.
 ///
 /// # Errors
 /// What the kernel says of the address, the options or the program.
-pub fn bind_group(listen: SocketAddr, workers: usize) -> io::Result<Vec<UdpSocket>> {
+pub fn bind_group(
+    listen: SocketAddr,
+    workers: usize,
+    trains: Trains,
+) -> io::Result<Vec<UdpSocket>> {
     let count = u32::try_from(workers)
         .ok()
         .filter(|count| (1..=256).contains(count))
@@ -66,8 +71,9 @@ pub fn bind_group(listen: SocketAddr, workers: usize) -> io::Result<Vec<UdpSocke
         sockets.push(bind(address, true)?);
     }
     for socket in &sockets {
-        // Without it the rooms see single datagrams, and work.
-        let _ = ring::gather_trains(socket);
+        if trains.gathered {
+            ring::gather_trains(socket)?;
+        }
         ring::forbid_fragments(socket)?;
     }
     if count > 1 {
@@ -84,7 +90,7 @@ mod tests {
     #[test]
     fn a_frame_reaches_the_socket_of_its_sender_whatever_its_port() {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let group = bind_group(any, 3).expect("three sockets");
+        let group = bind_group(any, 3, Trains::NONE).expect("three sockets");
         let target = group[0].local_addr().expect("bound");
         for node in 0..12_u32 {
             let sender = UdpSocket::bind(any).expect("a sender");
@@ -107,10 +113,10 @@ mod tests {
     fn an_address_belongs_to_one_group() {
         for workers in [1, 3] {
             let any = SocketAddr::from(([127, 0, 0, 1], 0));
-            let group = bind_group(any, workers).expect("bound");
+            let group = bind_group(any, workers, Trains::NONE).expect("bound");
             let address = group[0].local_addr().expect("bound");
             for others in [1, 2] {
-                let error = bind_group(address, others).expect_err("taken");
+                let error = bind_group(address, others, Trains::NONE).expect_err("taken");
                 assert_eq!(
                     error.kind(),
                     io::ErrorKind::AddrInUse,
@@ -122,7 +128,8 @@ mod tests {
 
     #[test]
     fn a_group_of_none_is_refused_by_name() {
-        let error = bind_group(SocketAddr::from(([127, 0, 0, 1], 0)), 0).expect_err("refused");
+        let error = bind_group(SocketAddr::from(([127, 0, 0, 1], 0)), 0, Trains::NONE)
+            .expect_err("refused");
         assert!(error.to_string().contains("workers: 0"));
     }
 }

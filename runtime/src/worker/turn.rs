@@ -136,7 +136,11 @@ impl<B: Io> Worker<B> {
         if events.send_failures > 0 {
             counters.drop_send(DropReason::SendFailed, u64::from(events.send_failures));
         }
-        counters.add(Counter::OutOfBuffers, u64::from(events.out_of_buffers));
+        if events.out_of_buffers > 0 {
+            counters.add(Counter::OutOfBuffers, u64::from(events.out_of_buffers));
+        }
+        counters.set(Counter::ReceiveBuffers, self.receive.given().into());
+        counters.set(Counter::SendTrains, self.rooms.send.given().into());
     }
 
     /// Rooms 2 to 8, over every datagram of the batch.

@@ -10,8 +10,8 @@ use ramjet::control::vocabulary::{ChannelTerms, CloseReason, Command, Report, Si
 use ramjet::handler::{Handler, Outcome, Placement, Skill};
 use ramjet::job::{Answer, Job, Next, Timing, Verdict};
 use ramjet::worker::{
-    Idle, IoKind, Pool, ReportReceiver, WorkerHandle, WorkerPlan, bind_group, owner_of, reports,
-    spawn_group,
+    Idle, IoKind, Pages, Pool, ReportReceiver, Segmentation, Trains, WorkerHandle, WorkerPlan,
+    bind_group, owner_of, reports, spawn_group,
 };
 use ramjet_proto::identity::Identity;
 use ramjet_proto::ids::{EngagementId, NodeId, OfferId};
@@ -197,7 +197,8 @@ impl Bare {
         placement: Placement,
     ) -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let sockets = bind_group(any, workers).expect("loopback sockets");
+        let trains = Trains::of(Segmentation::Auto);
+        let sockets = bind_group(any, workers, trains).expect("loopback sockets");
         let address = sockets[0].local_addr().expect("bound");
         let identity = Arc::new(Identity::from_seed(
             [u8::try_from(node).expect("small"); 32],
@@ -217,6 +218,8 @@ impl Bare {
                 core: None,
                 socket,
                 io,
+                trains,
+                pages: Pages::Normal,
                 idle,
                 node: NodeId(node),
                 identity: Arc::clone(&identity),

@@ -248,6 +248,7 @@ impl Subject {
             workers: threads.workers,
             cores: threads.cores,
             io: threads.io,
+            io_options: threads.io_options,
             idle: threads.idle,
             frames_per_datagram_max: spec.frames_per_datagram_max,
             datagram_len_max: spec.datagram_len_max,

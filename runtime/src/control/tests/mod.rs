@@ -19,7 +19,7 @@ use super::ControlTimings;
 use crate::handler::{Handler, Outcome, Skill};
 use crate::job::{Answer, Job, Next, Timing, Verdict};
 use crate::node::{EngageEnd, EngageEvent, EngageRequest, Engagement, Node, NodeConfig};
-use crate::worker::{Idle, IoKind};
+use crate::worker::{Idle, IoKind, IoOptions};
 
 use toy::Toy;
 
@@ -140,6 +140,7 @@ fn config(toy: &Toy, seed: u8, works: bool) -> NodeConfig {
         workers: 1,
         cores: Vec::new(),
         io: IoKind::Uring,
+        io_options: IoOptions::default(),
         idle: Idle::Adaptive,
         pool_threads: 0,
         tunnels_max: 64,

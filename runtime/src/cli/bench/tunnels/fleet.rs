@@ -88,13 +88,18 @@ pub(super) struct Fleet {
 
 impl Fleet {
     /// No requesters yet; `wire` is their socket and `first_address` the address of the first.
-    pub(super) fn new(peer: Peer, wire: Wire, first_address: Ipv4Addr, load: Load) -> Self {
-        Fleet {
+    pub(super) fn new(
+        peer: Peer,
+        wire: Wire,
+        first_address: Ipv4Addr,
+        load: Load,
+    ) -> Result<Self, String> {
+        Ok(Fleet {
             requesters: Vec::new(),
             peer,
             first_address: first_address.into(),
             load,
-            shared: Shared::new(wire, Tally::new(load.payload)),
+            shared: Shared::new(wire, Tally::new(load.payload))?,
             arrived: Vec::new(),
             touched: Vec::new(),
             timers: BinaryHeap::new(),
@@ -102,7 +107,7 @@ impl Fleet {
             in_flight: 0,
             established: 0,
             opened: 0,
-        }
+        })
     }
 
     /// Adds registered nodes, in the order of their addresses, and exchanges keys with the worker.

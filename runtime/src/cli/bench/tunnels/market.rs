@@ -74,7 +74,7 @@ impl Market {
         };
         Ok(Market {
             resident_at_start: worker.resident_bytes()?,
-            fleet: Fleet::new(peer, wire, first, spec.load),
+            fleet: Fleet::new(peer, wire, first, spec.load)?,
             worker,
             place,
             name,

@@ -24,7 +24,7 @@ use ramjet_proto::wire::limits::DATAGRAM_LEN_MAX;
 
 use super::echo::{Echo, Tally};
 use super::wire::{Arrived, Wire};
-use crate::worker::arena::SendArena;
+use crate::worker::arena::{Pages, SendArena};
 use crate::worker::counters::Counters;
 use crate::worker::io::Outgoing;
 use crate::worker::outbox::{Outbox, Packing, TunnelSink};
@@ -65,21 +65,23 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(wire: Wire, tally: Tally) -> Self {
+    pub(super) fn new(wire: Wire, tally: Tally) -> Result<Self, String> {
         let packing = Packing {
             datagrams_max: wire.segments_max(),
             frames_max: u16::MAX,
         };
-        Shared {
+        let send = SendArena::new(Pages::Normal)
+            .map_err(|error| format!("memory for send buffers: {error}"))?;
+        Ok(Shared {
             wire,
             tally,
             // Every requester has one tunnel, the first of its table.
             outbox: Outbox::new(1, usize::MAX),
-            send: SendArena::new(),
+            send,
             packing,
             counters: Counters::new(),
             scratch: vec![0; DATAGRAM_LEN_MAX],
-        }
+        })
     }
 
     /// What has arrived, at most a batch.
