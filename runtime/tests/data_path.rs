@@ -196,3 +196,75 @@ fn garbage_beside_real_work_is_counted_by_reason_and_harms_nothing() {
     assert!(pair.worker.counter("dropped_plaintext") >= count / 4 - 1);
     pair.stop();
 }
+
+/// A job that has a task only when another thread gives it one.
+struct Fed {
+    tasks: crossbeam::channel::Receiver<u64>,
+    answered: crossbeam::channel::Sender<u64>,
+    waker: std::sync::Arc<std::sync::OnceLock<std::task::Waker>>,
+}
+
+impl ramjet::job::Job for Fed {
+    fn attach(&mut self, waker: std::task::Waker) {
+        self.waker.set(waker).expect("attached once");
+    }
+
+    fn next(&mut self, space: &mut [u8], _: ramjet_proto::time::Time) -> ramjet::job::Next {
+        use crossbeam::channel::TryRecvError;
+        match self.tasks.try_recv() {
+            Ok(token) => {
+                space[..8].copy_from_slice(&token.to_be_bytes());
+                ramjet::job::Next::Task { len: 8, token }
+            }
+            Err(TryRecvError::Empty) => ramjet::job::Next::Waiting {
+                until: ramjet_proto::time::Time::NEVER,
+            },
+            Err(TryRecvError::Disconnected) => ramjet::job::Next::End,
+        }
+    }
+
+    fn answer(
+        &mut self,
+        token: u64,
+        answer: ramjet::job::Answer<'_>,
+        _: ramjet::job::Timing,
+    ) -> ramjet::job::Verdict {
+        assert_eq!(answer, ramjet::job::Answer::Done(&token.to_be_bytes()));
+        self.answered.send(token).expect("somebody feeds it");
+        ramjet::job::Verdict::Accept
+    }
+}
+
+/// Nothing but the waker can end the sleep of this requester before its next ping, so a lost wake-up
+/// costs a second each.
+#[test]
+fn a_job_that_waits_is_woken_by_what_it_was_given() {
+    let count = 200;
+    let mut pair = Pair::start(IoKind::Uring, Idle::Park, Placement::Inline);
+    let (feed, tasks) = crossbeam::channel::unbounded();
+    let (answered, answers) = crossbeam::channel::unbounded();
+    let waker = std::sync::Arc::new(std::sync::OnceLock::<std::task::Waker>::new());
+    let job = Box::new(Fed {
+        tasks,
+        answered,
+        waker: std::sync::Arc::clone(&waker),
+    });
+    let feeder = std::thread::spawn(move || {
+        let ring = || waker.get().map(std::task::Waker::wake_by_ref);
+        let began = std::time::Instant::now();
+        for token in 0..count {
+            feed.send(token).expect("the job is there");
+            ring();
+            assert_eq!(answers.recv(), Ok(token));
+        }
+        drop(feed);
+        ring();
+        began.elapsed()
+    });
+    let (totals, _) = pair.run(count, job);
+    assert_eq!(totals.accepted, count);
+    let took = feeder.join().expect("fed");
+    assert!(took < std::time::Duration::from_secs(60), "{took:?}");
+    laws_hold(&pair.requester);
+    pair.stop();
+}

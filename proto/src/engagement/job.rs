@@ -2,10 +2,14 @@
 //!
 //! A [`Job`] is moved to the worker thread that owns the tunnel to its peer and is called there, so
 //! that tasks go from their source into a datagram with no queue between. Its methods must not
-//! block: a job that feeds from elsewhere says [`Next::Later`] and is asked again.
+//! block: a job that feeds from elsewhere says [`Next::Waiting`] and rings the waker that it was given
+//! when it has something, or says [`Next::Later`] and is asked again before long.
+
+use core::task::Waker;
+
+use bytes::Bytes;
 
 use crate::time::Time;
-use bytes::Bytes;
 
 /// The next task of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,8 +28,15 @@ pub enum Next {
         /// Handed back with the answer.
         token: u64,
     },
-    /// Nothing now; ask again next turn.
+    /// Nothing now; ask again before long. A requester that would sleep wakes every half millisecond
+    /// for it, so a job that can tell better says [`Next::Waiting`].
     Later,
+    /// Nothing before this moment, unless the waker of [`Job::attach`] is rung; [`Time::NEVER`] for
+    /// nothing before it is.
+    Waiting {
+        /// On the clock of `now`.
+        until: Time,
+    },
     /// Nothing any more: the engagement closes once every answer is in.
     End,
 }
@@ -108,6 +119,11 @@ pub enum Verdict {
 pub trait Job: Send {
     /// Asks for the next task. Called only while a slot is free; writes the payload into `space`.
     fn next(&mut self, space: &mut [u8], now: Time) -> Next;
+
+    /// Gives it what wakes its worker, once, before it is first asked for a task.
+    fn attach(&mut self, waker: Waker) {
+        let _ = waker;
+    }
 
     /// How long a task may take from its arrival at the worker until it runs, in microseconds; 0
     /// for as long as it likes.

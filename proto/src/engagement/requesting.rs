@@ -55,6 +55,17 @@ enum SlotState {
     BackingOff,
 }
 
+/// When a job is to be asked for a task again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum JobDue {
+    /// When an answer frees a slot, or the path has room: it had more.
+    Asked,
+    /// Before long.
+    Soon,
+    /// Then, or when it rings.
+    At(Time),
+}
+
 #[derive(Debug)]
 struct Slot {
     generation: u32,
@@ -136,6 +147,8 @@ pub struct Requesting {
     tasks_max: u64,
     outstanding: u32,
     ended: bool,
+    /// When the job wants to be asked again: it had nothing.
+    job_due: JobDue,
     /// Slots whose long tasks have parts to send, each once.
     sending: VecDeque<u16>,
     /// Of their payloads, bytes that were never sent.
@@ -164,6 +177,7 @@ impl Requesting {
             tasks_max,
             outstanding: 0,
             ended: false,
+            job_due: JobDue::Asked,
             sending: VecDeque::new(),
             unsent: 0,
             acking: Vec::new(),
@@ -213,7 +227,16 @@ impl Requesting {
 
     /// When [`Self::handle_timeout`] has something to do.
     pub fn next_timeout(&self) -> Time {
-        self.next_scan.min(self.verdicts_due)
+        let scan = self.next_scan.min(self.verdicts_due);
+        match self.job_due {
+            JobDue::At(due) => scan.min(due),
+            JobDue::Asked | JobDue::Soon => scan,
+        }
+    }
+
+    /// Whether the job has to be asked again before long, and nothing will say when.
+    pub fn is_polling(&self) -> bool {
+        self.job_due == JobDue::Soon
     }
 
     /// Takes up to `budget` tasks from the job and sends those that fit a frame, and what long results
@@ -228,6 +251,7 @@ impl Requesting {
     ) -> usize {
         self.acknowledge(sink);
         let mut begun = 0;
+        self.job_due = JobDue::Asked;
         while begun < budget && self.may_begin(path) {
             let Some(space) = sink.reserve(FRAME_PAYLOAD_MAX) else {
                 break;
@@ -246,6 +270,16 @@ impl Requesting {
                 }
                 Next::Later => {
                     begun -= 1;
+                    self.job_due = JobDue::Soon;
+                    break;
+                }
+                Next::Waiting { until } => {
+                    begun -= 1;
+                    self.job_due = if until > now {
+                        JobDue::At(until)
+                    } else {
+                        JobDue::Soon
+                    };
                     break;
                 }
                 Next::End => {

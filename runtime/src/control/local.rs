@@ -408,6 +408,7 @@ impl Inward {
                         // The engagement has ended; its last event is on its way out.
                         tasks = None;
                     }
+                    self.verdicts.ring();
                 }
                 KIND_VERDICT => {
                     let Some((token, verdict)) = read_verdict(&body) else {
@@ -421,7 +422,10 @@ impl Inward {
                     }
                 }
                 KIND_JSON => match parse(kind, &body) {
-                    Ok(LocalRequest::End {}) => tasks = None,
+                    Ok(LocalRequest::End {}) => {
+                        tasks = None;
+                        self.verdicts.ring();
+                    }
                     Ok(LocalRequest::Cancel {}) => return fault("cancelled".to_owned()),
                     Ok(_) => return fault("a question during an engagement".to_owned()),
                     Err(error) => return fault(error),

@@ -295,7 +295,7 @@ impl Pump {
                     append_task(&mut self.out, token, &payload);
                     self.outstanding.insert(token);
                 }
-                Next::Later => return false,
+                Next::Later | Next::Waiting { .. } => return false,
                 Next::End => {
                     append_json(&mut self.out, &LocalRequest::End {});
                     self.ended = true;

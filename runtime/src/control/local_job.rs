@@ -2,15 +2,17 @@
 //!
 //! The worker thread asks [`ChannelJob`] for tasks and gives it answers; both pass through bounded
 //! queues to the connection's task on the control thread, which moves them over the local socket.
-//! The job never blocks: without a task it says `Later`, and it hands out no more tasks than the
-//! queue of answers has room for.
+//! The job never blocks: without a task it says `Waiting` and is rung for by [`Verdicts::ring`] after each
+//! change on the connection's side that may let it go on. It hands out no more tasks than the queue of
+//! answers has room for.
 //!
 //! A verdict has to be given when the answer arrives, but the client's judgement comes later. So
 //! the job says `Accept` to the worker thread, and [`Verdicts`] keeps what the client said; the
 //! receipts count only that. [`Next::End`] is said once every result has its judgement.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::Waker;
 
 use bytes::Bytes;
 use ramjet_proto::time::Time;
@@ -70,9 +72,19 @@ pub(crate) struct Verdicts {
     waiting_bytes: AtomicU64,
     gone: AtomicBool,
     pieces_lost: AtomicU64,
+    /// Wakes the worker thread that has the job.
+    waker: OnceLock<Waker>,
 }
 
 impl Verdicts {
+    /// The connection has changed something that the job may wait for: a task, a judgement, room for
+    /// answers, the end.
+    pub(crate) fn ring(&self) {
+        if let Some(waker) = self.waker.get() {
+            waker.wake_by_ref();
+        }
+    }
+
     /// The client judged one result.
     pub(crate) fn judge(&self, verdict: Verdict, busy_ns: u64) {
         match verdict {
@@ -84,17 +96,20 @@ impl Verdicts {
                 self.rejected.fetch_add(1, Ordering::Release);
             }
         }
+        self.ring();
     }
 
     /// The connection took an answer off the queue.
     pub(crate) fn taken(&self, outcome: &LocalOutcome) {
         self.waiting_bytes
             .fetch_sub(outcome.len(), Ordering::Relaxed);
+        self.ring();
     }
 
     /// The client is gone: nothing further will be judged.
     pub(crate) fn leave(&self) {
         self.gone.store(true, Ordering::Release);
+        self.ring();
     }
 
     /// Pieces of progress that were dropped because the client did not read.
@@ -170,6 +185,9 @@ pub(crate) fn channel_job(deadline_us: u32) -> (ChannelJob, LocalEnds) {
     )
 }
 
+/// Nothing until the connection rings.
+const WAITING: Next = Next::Waiting { until: Time::NEVER };
+
 impl Job for ChannelJob {
     fn next(&mut self, space: &mut [u8], _now: Time) -> Next {
         if self.verdicts.gone.load(Ordering::Acquire) {
@@ -178,7 +196,7 @@ impl Job for ChannelJob {
         let waiting = self.verdicts.waiting_bytes.load(Ordering::Relaxed);
         // Every task handed out has a place in the queue of answers.
         if self.outstanding >= self.answers.capacity() || waiting > ANSWER_BYTES_MAX {
-            return Next::Later;
+            return WAITING;
         }
         match self.tasks.try_recv() {
             Ok(LocalTask { token, payload }) => {
@@ -194,15 +212,20 @@ impl Job for ChannelJob {
                     None => Next::Large { payload, token },
                 }
             }
-            Err(mpsc::error::TryRecvError::Empty) => Next::Later,
+            Err(mpsc::error::TryRecvError::Empty) => WAITING,
             Err(mpsc::error::TryRecvError::Disconnected) => {
                 if self.outstanding == 0 && self.verdicts.is_judged() {
                     Next::End
                 } else {
-                    Next::Later
+                    WAITING
                 }
             }
         }
+    }
+
+    fn attach(&mut self, waker: Waker) {
+        // A job is attached once.
+        let _ = self.verdicts.waker.set(waker);
     }
 
     fn deadline_us(&self) -> u32 {
@@ -268,7 +291,7 @@ mod tests {
     fn a_job_ends_once_every_result_is_judged_and_counts_what_was_accepted() {
         let (mut job, mut ends) = channel_job(0);
         let mut space = [0; 8];
-        assert_eq!(job.next(&mut space, Time::ZERO), Next::Later);
+        assert_eq!(job.next(&mut space, Time::ZERO), WAITING);
         for (token, payload) in [(1, &b"small"[..]), (2, b"larger than the space")] {
             let payload = Bytes::from_static(payload);
             assert!(ends.tasks.try_send(LocalTask { token, payload }).is_ok());
@@ -296,13 +319,13 @@ mod tests {
         assert_eq!(job.answer(2, Answer::Done(b"two"), timing), Verdict::Accept);
         assert_eq!(
             job.next(&mut space, Time::ZERO),
-            Next::Later,
+            WAITING,
             "nothing is judged yet"
         );
         let first = ends.answers.try_recv().expect("an answer");
         assert_eq!((first.token, first.timing), (1, timing));
         ends.verdicts.judge(Verdict::Accept, 100);
-        assert_eq!(job.next(&mut space, Time::ZERO), Next::Later);
+        assert_eq!(job.next(&mut space, Time::ZERO), WAITING);
         ends.verdicts.judge(Verdict::Reject, 100);
         assert_eq!(job.next(&mut space, Time::ZERO), Next::End);
         let totals = Totals {
@@ -340,11 +363,11 @@ mod tests {
             payload: Bytes::new(),
         };
         assert!(ends.tasks.try_send(task).is_ok());
-        assert_eq!(job.next(&mut space, Time::ZERO), Next::Later);
+        assert_eq!(job.next(&mut space, Time::ZERO), WAITING);
         job.answer(0, Answer::Refused(Refused::Late), Timing::default());
         assert_eq!(
             job.next(&mut space, Time::ZERO),
-            Next::Later,
+            WAITING,
             "its answer is not read yet"
         );
         let answer = ends.answers.try_recv().expect("the answer");

@@ -8,7 +8,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Wake;
 use std::thread::JoinHandle;
 
 use crossbeam::queue::ArrayQueue;
@@ -112,6 +113,8 @@ pub struct Inbox {
     pub pieces: ArrayQueue<Piece>,
     /// From the other workers.
     pub forwarded: ArrayQueue<Forwarded>,
+    /// Whether a job that had nothing has something now.
+    pub fed: AtomicBool,
     /// Wakes it.
     pub waker: Waker,
 }
@@ -127,6 +130,7 @@ impl Inbox {
             finished: ArrayQueue::new(pool_jobs),
             pieces: ArrayQueue::new(PIECES_MAX),
             forwarded: ArrayQueue::new(FORWARDED_MAX),
+            fed: AtomicBool::new(false),
             waker: Waker::new()?,
         })
     }
@@ -137,6 +141,25 @@ impl Inbox {
             && self.finished.is_empty()
             && self.pieces.is_empty()
             && self.forwarded.is_empty()
+            && !self.fed.load(Ordering::Acquire)
+    }
+
+    /// Whether a job has rung since this was last asked. Ask before the jobs are asked for tasks: what
+    /// rings after that is told the next time.
+    pub fn was_fed(&self) -> bool {
+        self.fed.load(Ordering::Relaxed) && self.fed.swap(false, Ordering::AcqRel)
+    }
+}
+
+/// What a job rings when it has a task again.
+impl Wake for Inbox {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.fed.store(true, Ordering::Release);
+        self.waker.wake();
     }
 }
 

@@ -288,6 +288,8 @@ fn run(
             frames_max: plan.frames_per_datagram_max,
         },
         draining: None,
+        polling: false,
+        job_waker: std::task::Waker::from(Arc::clone(&inbox)),
         outstanding: 0,
         frame_len: 0,
         at: clock::now(),

@@ -58,6 +58,7 @@ impl Rooms {
     /// tasks and results. Returns whether any was sent.
     pub(super) fn pump(&mut self, now: Time) -> bool {
         self.outstanding = 0;
+        self.polling = false;
         let mut sent = 0;
         for _ in 0..self.active.channels.len() {
             let Some(ticket) = self.active.channels.pop_front() else {
@@ -108,6 +109,7 @@ impl Rooms {
         let path = self.paths.of(channel.tunnel, now);
         *sent += slots.pump(now, path, &mut sink, job.as_mut(), TASKS_MAX);
         self.outstanding += slots.outstanding() as usize;
+        self.polling |= slots.is_polling();
         if !slots.is_done() {
             let due = slots.next_timeout();
             if slots.has_parts() {

@@ -28,7 +28,7 @@ impl Rooms {
         tunnel: Option<TunnelHandle>,
         terms: ChannelTerms,
         grant: Box<[u8]>,
-        job: Box<dyn Job>,
+        mut job: Box<dyn Job>,
     ) {
         let number = tunnel.and_then(|tunnel| Some((tunnel, self.channels.free_number(tunnel)?)));
         let engagement = terms.engagement;
@@ -51,6 +51,7 @@ impl Rooms {
             self.reporter.report(&self.counters, refused(job));
             return;
         }
+        job.attach(self.job_waker.clone());
         let end = End::Request(RequestEnd {
             state: RequestState::Opening,
             grant,

@@ -135,6 +135,10 @@ pub struct Rooms {
     pub packing: Packing,
     /// Whether control said to drain, and has been told that nothing runs.
     pub draining: Option<bool>,
+    /// Whether a job has to be asked again before long, as of the last pump.
+    pub polling: bool,
+    /// What a job rings.
+    pub job_waker: std::task::Waker,
     /// Tasks of ours that are out, as of the last pump.
     pub outstanding: usize,
     /// Bytes of the last packet's payload for each of its frames.

@@ -26,7 +26,7 @@ const SPIN_AFTER_WORK: Duration = Duration::from_micros(50);
 const SPINS_PER_TURN: usize = 64;
 /// Longest sleep, so that the clock's reader is never far behind.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
-/// Longest sleep while a job may have new tasks.
+/// Longest sleep while a job may have new tasks and does not say when.
 const JOB_POLL: Duration = Duration::from_micros(500);
 /// Commands taken in one turn.
 const COMMANDS_PER_TURN: usize = 64;
@@ -232,7 +232,7 @@ impl<B: Io> Worker<B> {
 
     /// Commands from control, tasks from the pool, datagrams from the other workers.
     fn read_mail(&mut self, now: Time) -> bool {
-        let mut read = false;
+        let mut read = self.inbox.was_fed();
         while let Some(mut forwarded) = self.inbox.forwarded.pop() {
             read = true;
             self.rooms.counters.add(Counter::DatagramsReceived, 1);
@@ -428,12 +428,7 @@ impl<B: Io> Worker<B> {
             let rooms = &self.rooms;
             let due = self.tunnels.next_timeout();
             let due = due.min(rooms.channels.next_wake()).min(rooms.pacing_due);
-            // A job that had nothing yet has no way to wake us.
-            let longest = if self.rooms.active.is_empty() {
-                SLEEP_MAX
-            } else {
-                JOB_POLL
-            };
+            let longest = if rooms.polling { JOB_POLL } else { SLEEP_MAX };
             let wait = due.since(clock::now()).min(longest);
             self.rooms.counters.add(Counter::Parks, 1);
             self.io.enter(Some(wait))?;

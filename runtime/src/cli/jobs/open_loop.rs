@@ -257,7 +257,10 @@ impl<Clock: FnMut() -> Time + Send> OpenLoop<Clock> {
             return Err(Next::End);
         }
         if due_ns > at_ns {
-            return Err(Next::Later);
+            let begun = self.begun.unwrap_or(Time::NEVER);
+            return Err(Next::Waiting {
+                until: begun + Duration::from_nanos(due_ns),
+            });
         }
         schedule.advance();
         Ok(due_ns)

@@ -43,6 +43,13 @@ fn every_100_us() -> Pace {
     Pace::Open(Schedule::new(Arrivals::Fixed, 10_000.0, 0))
 }
 
+/// Nothing before so many microseconds after the start.
+fn until(us: u64) -> Next {
+    Next::Waiting {
+        until: Time::from_nanos((1_000 + us) * 1_000),
+    }
+}
+
 fn token_of(next: Next, space: &[u8]) -> u64 {
     let Next::Task { len: 16, token } = next else {
         panic!("a task, not {next:?}");
@@ -69,7 +76,11 @@ fn latency_runs_from_the_moment_a_task_was_meant_to_be_sent() {
         // The requester looks 30 us late, every time.
         let now = hand.set(sent * 100 + 30 * u64::from(sent > 0));
         let token = token_of(job.next(&mut space, now), &space);
-        let then = if sent < 11 { Next::Later } else { Next::End };
+        let then = if sent < 11 {
+            until((sent + 1) * 100)
+        } else {
+            Next::End
+        };
         assert_eq!(job.next(&mut space, now), then);
         hand.set(sent * 100 + 50);
         let echo = space[..16].to_vec();
@@ -83,7 +94,7 @@ fn latency_runs_from_the_moment_a_task_was_meant_to_be_sent() {
             // Then a turn without work: how late the next task is, is the generator's own lag.
             for us in [60, 70] {
                 let now = hand.set(sent * 100 + us);
-                assert_eq!(job.next(&mut space, now), Next::Later);
+                assert_eq!(job.next(&mut space, now), until((sent + 1) * 100));
             }
         }
     }
