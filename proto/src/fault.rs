@@ -83,6 +83,13 @@ labelled_enum! {
         UnknownProtocol => "unknown_protocol",
         /// A protocol or port that this node does not serve.
         UnservedPort => "unserved_port",
+        // Streams and datagrams.
+        /// A packet of a stream that is not here, and no SYN.
+        UnknownStream => "unknown_stream",
+        /// A SYN or a datagram of a node that may not reach this one's ports.
+        Untrusted => "untrusted",
+        /// More SYNs than the limits allow.
+        SynLimited => "syn_limited",
         // Room 4, frames.
         /// The payload is no frame train of ours, or of another version.
         BadTrain => "bad_train",

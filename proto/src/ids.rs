@@ -37,3 +37,7 @@ id!(
     /// [`crate::wire::limits::CHANNELS_PER_TUNNEL_MAX`].
     ChannelId(u16)
 );
+id!(
+    /// A Pilot stream of this node, as the programs of its host name it.
+    ConnectionId(u32)
+);

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ramjet_proto::addr::{Address, SocketAddress};
+use ramjet_proto::driver;
 use ramjet_proto::engagement::FrameSink;
 use ramjet_proto::engagement::congestion::Congestion;
 use ramjet_proto::engagement::job::{Answer, Job, Next, Refused, Timing, Verdict};
@@ -312,6 +313,47 @@ pub fn packet(data: &[u8]) {
         }
     }
 }
+
+// ---- driver ------------------------------------------------------------------------------------
+
+/// Bytes that a client, or a node, puts on a driver socket: each frame is a command, a reply, both
+/// or neither; what is read is written again as something that is read the same.
+pub fn driver(data: &[u8]) -> usize {
+    let mut rest = data;
+    let mut read = 0;
+    while let Some((prefix, after)) = rest.split_first_chunk::<4>() {
+        let Ok(length) = driver::frame_len(*prefix) else {
+            return read;
+        };
+        let Some((frame, after)) = after.split_at_checked(length) else {
+            return read;
+        };
+        match driver::Command::parse(frame) {
+            Ok(command) => {
+                if length + GROWTH_MAX <= driver::FRAME_LEN_MAX {
+                    let mut again = Vec::new();
+                    command.append(&mut again);
+                    assert!(again.len() <= 4 + length + GROWTH_MAX);
+                    assert_eq!(driver::Command::parse(&again[4..]), Ok(command));
+                }
+                read += 1;
+            }
+            Err(fault) => assert!(!fault.to_string().is_empty()),
+        }
+        if let Some(reply) = driver::Reply::parse(frame) {
+            let mut again = Vec::new();
+            reply.append(&mut again);
+            assert_eq!(driver::Reply::parse(&again[4..]), Some(reply));
+            read += 1;
+        }
+        rest = after;
+    }
+    read
+}
+
+/// How much longer a command may get when its JSON is written in full, with the members that were
+/// left out.
+const GROWTH_MAX: usize = 256;
 
 // ---- market ------------------------------------------------------------------------------------
 

@@ -43,6 +43,8 @@ pub struct PathSearch {
     top: u8,
     /// Whether something had to be repeated since the length in use was confirmed.
     suspected: bool,
+    /// Whether the beacon relays what is sent: then the base is all there is.
+    relayed: bool,
     due: Time,
 }
 
@@ -56,6 +58,7 @@ impl PathSearch {
             raising: true,
             top: u8::try_from(longer.count()).expect("a few lengths"),
             suspected: false,
+            relayed: false,
             due: Time::NEVER,
         }
     }
@@ -76,8 +79,21 @@ impl PathSearch {
             raising: true,
             top: self.top,
             suspected: false,
+            relayed: self.relayed,
             due: if begun { now } else { Time::NEVER },
         };
+    }
+
+    /// The path is another from now on. Over the beacon nothing beyond the base is tried: it is the
+    /// beacon that would cut longer datagrams in pieces, and fragments count as lost.
+    pub fn reroute(&mut self, now: Time, relayed: bool) {
+        self.restart(now);
+        self.relayed = relayed;
+    }
+
+    /// Whether the beacon relays what is sent.
+    pub fn is_relayed(&self) -> bool {
+        self.relayed
     }
 
     /// Longest datagram that may be sent, in bytes of UDP payload.
@@ -93,6 +109,9 @@ impl PathSearch {
     /// When [`Self::next_probe`] has something to say; [`Time::NEVER`] before [`Self::begin`], and
     /// while nothing speaks against the length in use.
     pub fn due(&self) -> Time {
+        if self.relayed {
+            return Time::NEVER;
+        }
         let settled = self.held > 0 && !self.raising && self.unanswered == 0;
         if settled && !self.suspected {
             Time::NEVER
@@ -252,6 +271,22 @@ mod tests {
         let later = Time::ZERO + Duration::from_secs(1);
         search.restart(later);
         assert_eq!((search.len(), search.due()), (PATH_LENS[0], later));
+    }
+
+    #[test]
+    fn over_the_beacon_nothing_is_tried() {
+        let mut search = PathSearch::new(usize::MAX);
+        search.begin(Time::ZERO);
+        let minute = Duration::from_secs(60);
+        walk(&mut search, Time::ZERO, minute, 65_000);
+        let later = Time::ZERO + minute;
+        search.reroute(later, true);
+        assert!(search.is_relayed());
+        assert_eq!(search.len(), PATH_LENS[0]);
+        search.suspect();
+        assert!(walk(&mut search, later, minute, 65_000).is_empty());
+        search.reroute(later, false);
+        assert_eq!(walk(&mut search, later, minute, 65_000), PATH_LENS[1..]);
     }
 
     #[test]

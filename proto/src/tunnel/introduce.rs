@@ -11,6 +11,7 @@ use super::exchange::{Exchange, Purpose};
 use super::handshake::{LocalKey, verify};
 use super::keys::own_prefix;
 use super::peer::{Known, Tunnel};
+use super::relay::Ways;
 use super::{Entropy, Received, TunnelEvent, TunnelHandle, Tunnels};
 use crate::fault::DropReason;
 use crate::identity::PublicKey;
@@ -70,7 +71,10 @@ impl Tunnels {
                 .expect("the index knows only tunnels");
             peer.identity = Some(key);
             peer.asks = 0;
-            let stale = peer.live.is_none() || now.since(peer.heard_at) >= STALE_ENDPOINT_AFTER;
+            // What goes over the beacon leaves the address free for another try.
+            let stale = peer.live.is_none()
+                || peer.reach.relayed
+                || now.since(peer.heard_at) >= STALE_ENDPOINT_AFTER;
             if stale && endpoint.is_some() {
                 peer.endpoint = endpoint;
             }
@@ -90,7 +94,9 @@ impl Tunnels {
             let _ = self.verified(&announcement, &key, source, endpoint, now, entropy);
         } else if self.table.find(node).is_none() && !self.table.is_full() {
             let handle = self.add(node, key, endpoint.or(source), now, entropy);
-            self.answer(handle, endpoint.or(source), true, now);
+            let known = source.and(endpoint.or(source));
+            let ways = self.ways(node, known, endpoint);
+            self.answer(handle, ways, true, now);
         }
         // The entry stays while its question is fresh, so that the same question is not asked
         // again at once on behalf of whoever plays that node.
@@ -155,12 +161,14 @@ impl Tunnels {
             .table
             .tunnel(handle)
             .expect("the index knows only tunnels");
-        let to = if peer.live.is_some() {
-            peer.endpoint
+        let endpoint = peer.endpoint;
+        let known = if peer.live.is_some() {
+            source.and(endpoint)
         } else {
-            source.or(peer.endpoint)
+            source
         };
-        if self.answer(handle, to, false, now) {
+        let ways = self.ways(node, known, endpoint);
+        if self.answer(handle, ways, false, now) {
             Received::Handled
         } else {
             Received::Dropped(DropReason::KeyExchangeLimited)
@@ -196,26 +204,29 @@ impl Tunnels {
                 if (peer.rotating.is_none() && heard) || !peer.may_answer(now) {
                     return Err(DropReason::Duplicate);
                 }
-                let to = peer.endpoint.or(source);
-                self.send_pings(handle, true, now);
-                self.send_announcement(handle, to, false, now);
+                let endpoint = peer.endpoint;
+                let known = source.and(endpoint.or(source));
+                let ways = self.ways(announcement.sender, known, endpoint);
+                self.send_pings(handle, None, now);
+                self.ping_live(handle, ways, now);
+                self.announce(handle, ways, false, now);
                 Ok(())
             }
             Known::Candidate => {
                 if !peer.may_answer(now) {
                     return Err(DropReason::Duplicate);
                 }
-                let to = source.or(peer.endpoint);
-                self.send_announcement(handle, to, false, now);
-                self.send_pings(handle, false, now);
+                let endpoint = peer.endpoint;
+                let ways = self.ways(announcement.sender, source, endpoint);
+                self.announce(handle, ways, false, now);
+                self.send_pings(handle, None, now);
                 Ok(())
             }
             Known::New => {
-                let to = source.or(peer.endpoint);
                 let mut random = [0; 4];
                 entropy(&mut random);
                 let prefix = own_prefix(random, ours, announcement.sender);
-                peer.add_candidate(announcement.key, prefix, to, now)?;
+                peer.add_candidate(announcement.key, prefix, source, now)?;
                 // An exchange of ours has told the peer our key, or will; otherwise the peer is
                 // not to be supposed to know it.
                 let owed = match peer
@@ -228,22 +239,24 @@ impl Tunnels {
                     } => peer.may_answer_request(now),
                     _ => peer.may_answer(now),
                 };
+                let endpoint = peer.endpoint;
                 if owed {
-                    self.send_announcement(handle, to, false, now);
+                    let ways = self.ways(announcement.sender, source, endpoint);
+                    self.announce(handle, ways, false, now);
                 }
-                self.send_pings(handle, false, now);
+                self.send_pings(handle, None, now);
                 self.reschedule(handle, now);
                 Ok(())
             }
         }
     }
 
-    /// Sends our announcement to `to` for an answer, if the peer's allowance permits; with a key
-    /// request if we lack the peer's key.
+    /// Sends our announcement for an answer, if the peer's allowance permits; with a key request if
+    /// we lack the peer's key.
     pub(super) fn answer(
         &mut self,
         handle: TunnelHandle,
-        to: Option<SocketAddr>,
+        ways: Ways,
         request: bool,
         now: Time,
     ) -> bool {
@@ -256,7 +269,7 @@ impl Tunnels {
         if peer.exchange.is_none() && peer.live.is_none() {
             peer.exchange = Some(Exchange::new(Purpose::Answer, now));
         }
-        self.send_announcement(handle, to, request, now);
+        self.announce(handle, ways, request, now);
         self.reschedule(handle, now);
         true
     }

@@ -16,6 +16,7 @@
 //! | `keys`, `replay` | AES-256-GCM and nonces; one replay window a nonce prefix |
 //! | `open`, `seal` | the two doors that packets pass |
 //! | `upkeep` | timeouts: retransmission, keepalive, rotation, retirement |
+//! | `relay` | which way datagrams take: directly, or over the beacon |
 //! | `outbox`, `limit`, `timers` | bounded helpers of the above |
 //!
 //! Invariants:
@@ -38,6 +39,7 @@ mod limit;
 mod open;
 mod outbox;
 mod peer;
+mod relay;
 mod replay;
 mod seal;
 mod table;
@@ -51,6 +53,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 pub use open::Opened;
+pub use relay::Route;
 pub use seal::{OutgoingPacket, SealRefusal};
 pub use table::TunnelHandle;
 pub use tunnels::Tunnels;
@@ -106,6 +109,13 @@ pub enum TunnelEvent {
         tunnel: TunnelHandle,
         /// The node at its other end.
         peer: NodeId,
+    },
+    /// What is sealed for this tunnel takes another way from now on: see [`Tunnels::route`].
+    Rerouted {
+        /// Its handle.
+        tunnel: TunnelHandle,
+        /// Over the beacon, not directly.
+        relayed: bool,
     },
     /// The peer did not answer the key exchange, or the registry has no key for it. The tunnel is
     /// gone and its handle stale; `connect` may be tried again.

@@ -72,6 +72,7 @@ impl Tunnels {
         };
         peer.heard_at = now;
         peer.failures = 0;
+        let directly = source.is_some();
         let confirms = !matches!(place, Place::Live | Place::Previous);
         if confirms {
             self.confirmed(handle, place, source, now, entropy);
@@ -79,10 +80,14 @@ impl Tunnels {
             if peer.exchange.is_some() {
                 peer.settle();
             }
-            if newest && source.is_some() && peer.endpoint != source {
-                peer.endpoint = source;
+            if newest {
+                if directly && peer.endpoint != source {
+                    peer.endpoint = source;
+                }
+                peer.reach.heard(directly, now);
             }
-            if peer.is_worn(now) {
+            let hurried = peer.reach.relayed && directly;
+            if peer.is_worn(now) || hurried {
                 self.wake(handle, now);
             }
         }
@@ -102,6 +107,7 @@ impl Tunnels {
         let first = peer.confirm(place, now);
         let announced_from = peer.live.as_ref().and_then(|session| session.endpoint);
         peer.endpoint = source.or(peer.endpoint).or(announced_from);
+        let rerouted = peer.reach.confirmed(source.is_some(), first, now);
         peer.settle();
         peer.wanted = false;
         if first {
@@ -111,6 +117,9 @@ impl Tunnels {
                 peer: peer.node,
             };
             self.events.push_back(event);
+        }
+        if rerouted {
+            self.rerouted(handle);
         }
         // The peer may still wait for its own confirmation.
         self.send_keepalive(handle, now);
@@ -137,8 +146,10 @@ impl Tunnels {
         let suspicious =
             peer.live.is_none() || (silent && peer.failures >= FAILURES_BEFORE_REQUEST);
         if suspicious && peer.exchange.is_none() && peer.identity.is_some() {
-            let to = peer.endpoint.or(source);
-            self.answer(handle, to, true, now);
+            let (node, endpoint) = (peer.node, peer.endpoint);
+            let known = source.and(endpoint.or(source));
+            let ways = self.ways(node, known, endpoint);
+            self.answer(handle, ways, true, now);
         }
     }
 
@@ -168,9 +179,13 @@ impl Tunnels {
             if to != self.node && to != NodeId(0) {
                 return Received::Dropped(DropReason::WrongDestination);
             }
-            if !payload.is_empty() && header.flags & FLAG_ACK == 0 {
+            if payload.is_empty() {
+                return Received::Handled;
+            }
+            if header.flags & FLAG_ACK == 0 {
                 return self.answer_ping(handle, now, source, &header, payload);
             }
+            self.pong(handle, header.sequence, now);
             return Received::Handled;
         }
         if from != sealed.sender {

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
-use super::Transmit;
+use super::{Route, Transmit};
 use crate::wire::limits::DATAGRAM_LEN_MAX;
 
 /// Enough for the answers to a full receive batch of key exchanges.
@@ -49,9 +49,10 @@ impl Outbox {
     /// queue is full, and then nothing was written.
     pub(super) fn push_with(
         &mut self,
-        to: SocketAddr,
+        route: Route,
         write: impl FnOnce(&mut [u8]) -> usize,
     ) -> bool {
+        let to = route.to;
         if self.waiting.len() == CAPACITY {
             return false;
         }
@@ -61,15 +62,18 @@ impl Outbox {
         });
         let entry = &mut self.entries[place];
         entry.to = to;
-        entry.length = write(&mut entry.bytes);
+        let header = route.relay.as_ref().map_or(&[][..], |header| header);
+        let (before, space) = entry.bytes.split_at_mut(header.len());
+        before.copy_from_slice(header);
+        entry.length = header.len() + write(space);
         assert!(entry.length <= entry.bytes.len());
         self.waiting.push_back(place);
         true
     }
 
     /// Queues a whole datagram.
-    pub(super) fn push(&mut self, to: SocketAddr, datagram: &[u8]) -> bool {
-        self.push_with(to, |space| {
+    pub(super) fn push(&mut self, route: Route, datagram: &[u8]) -> bool {
+        self.push_with(route, |space| {
             space[..datagram.len()].copy_from_slice(datagram);
             datagram.len()
         })
@@ -101,10 +105,10 @@ mod tests {
         for round in 0..3 {
             for number in 0..CAPACITY {
                 let byte = u8::try_from(number).expect("capacity is 256");
-                assert!(outbox.push(to, &[byte, round]));
+                assert!(outbox.push(Route::direct(to), &[byte, round]));
             }
             assert!(outbox.is_crowded());
-            assert!(!outbox.push(to, &[0]));
+            assert!(!outbox.push(Route::direct(to), &[0]));
             for number in 0..CAPACITY {
                 assert_eq!(outbox.pop(&mut out), Some(Transmit { to, len: 2 }));
                 assert_eq!((usize::from(out[0]), out[1]), (number, round));

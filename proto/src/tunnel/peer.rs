@@ -23,6 +23,7 @@ use super::exchange::{Exchange, Purpose};
 use super::handshake::LocalKey;
 use super::keys::{NonceCounter, SessionKey};
 use super::limit::{Bucket, Rate};
+use super::relay::Reach;
 use super::replay::ReplayWindow;
 use crate::fault::DropReason;
 use crate::identity::PublicKey;
@@ -40,7 +41,7 @@ pub(super) const ROTATE_PACKETS: u64 = 1 << 28;
 /// Age of one key of ours.
 pub(super) const ROTATE_AFTER: Duration = Duration::from_secs(2 * 60 * 60);
 /// A tunnel without packets of the caller for this long may have no deadline but its rotation.
-pub(super) const IDLE_AFTER: Duration = Duration::from_secs(20);
+pub(super) const IDLE_AFTER: Duration = Duration::from_secs(15);
 /// Announcements that one peer can draw from us beyond our own schedule.
 const ANSWERS: Rate = Rate::new(Duration::from_secs(1), 4);
 /// An announcement this fresh need not be repeated for an answer.
@@ -73,7 +74,8 @@ pub(super) struct Session {
     pub(super) prefix: [u8; 4],
     /// The peer's X25519 key.
     pub(super) remote: [u8; 32],
-    /// Where the announcement came from; nothing to go by once the session is live.
+    /// Where the announcement came from, if it came directly; nothing to go by once the session is
+    /// live.
     pub(super) endpoint: Option<SocketAddr>,
     /// Made with the announced key of ours instead of the current one.
     of_next: bool,
@@ -111,6 +113,7 @@ pub(super) struct Tunnel {
     pub(super) identity: Option<PublicKey>,
     /// Where the peer was authenticated last, or where the registry says it is.
     pub(super) endpoint: Option<SocketAddr>,
+    pub(super) reach: Reach,
     pub(super) live: Option<Box<Session>>,
     pub(super) previous: Option<Box<Session>>,
     pub(super) rotating: Option<Box<Session>>,
@@ -148,6 +151,7 @@ impl Tunnel {
             node,
             identity: None,
             endpoint: None,
+            reach: Reach::new(now),
             live: None,
             previous: None,
             rotating: None,

@@ -112,8 +112,11 @@ impl Tunnels {
         let nonce = counter.next(session.prefix);
         let length = seal_datagram(&session.key, nonce, &fields, datagram, payload_len);
         peer.sent_at = now;
+        let ask_at = peer.reach.sent(now);
         if peer.note_used(now) || peer.is_worn(now) {
             self.wake(tunnel, now);
+        } else if let Some(at) = ask_at.filter(|_| self.beacon.is_some()) {
+            self.wake(tunnel, at);
         }
         Ok(length)
     }

@@ -14,7 +14,7 @@ pub(super) struct Timers(BinaryHeap<Reverse<(Time, u32, u32)>>);
 
 impl Timers {
     pub(super) fn with_capacity(tunnels: usize) -> Self {
-        Timers(BinaryHeap::with_capacity(tunnels * 4))
+        Timers(BinaryHeap::with_capacity(tunnels * 8))
     }
 
     /// Wakes `tunnel` at `at`.

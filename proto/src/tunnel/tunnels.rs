@@ -8,6 +8,7 @@ use super::exchange::{Exchange, Purpose};
 use super::introduce::{WAITING_MAX, Waiting};
 use super::limit::SourceLimits;
 use super::outbox::Outbox;
+use super::relay::{Punches, Route};
 use super::table::Table;
 use super::timers::Timers;
 use super::{Entropy, Received, Transmit, TunnelConfig, TunnelEvent, TunnelHandle};
@@ -53,12 +54,18 @@ pub struct Tunnels {
 
 /// The beacon, and what it told.
 pub(super) struct BeaconLink {
-    address: Option<SocketAddr>,
+    pub(super) address: Option<SocketAddr>,
+    pub(super) punches: Punches,
     discover_at: Time,
     observed: Option<SocketAddr>,
 }
 
 impl BeaconLink {
+    /// Whether there is one.
+    pub(super) fn is_some(&self) -> bool {
+        self.address.is_some()
+    }
+
     pub(super) fn next_discover(&self) -> Time {
         if self.address.is_some() {
             self.discover_at
@@ -90,6 +97,7 @@ impl Tunnels {
             scratch: vec![0; RECEIVED_LEN_MAX].into_boxed_slice(),
             beacon: BeaconLink {
                 address: config.beacon,
+                punches: Punches::default(),
                 discover_at: Time::ZERO,
                 observed: None,
             },
@@ -146,7 +154,8 @@ impl Tunnels {
             .is_some_and(|peer| peer.live.is_some())
     }
 
-    /// Where to send: the address at which the peer was authenticated last, or the registry's.
+    /// The peer's own address: where it was authenticated last, or the registry's word. Where to send
+    /// is [`Self::route`]'s to say.
     pub fn endpoint(&self, tunnel: TunnelHandle) -> Option<SocketAddr> {
         self.table.tunnel(tunnel)?.endpoint
     }
@@ -154,6 +163,12 @@ impl Tunnels {
     /// The address at which the beacon saw us last.
     pub fn observed_endpoint(&self) -> Option<SocketAddr> {
         self.beacon.observed
+    }
+
+    /// Every tunnel: its peer, where that is, and whether a session is up.
+    pub fn iter(&self) -> impl Iterator<Item = (NodeId, Option<SocketAddr>, bool)> {
+        let tunnels = self.table.iter();
+        tunnels.map(|(_, tunnel)| (tunnel.node, tunnel.endpoint, tunnel.live.is_some()))
     }
 
     /// How many tunnels the table holds.
@@ -221,7 +236,9 @@ impl Tunnels {
                 Received::Handled
             }
             Ok(BeaconMessage::PunchCommand { to }) => {
-                let queued = (0..PUNCHES).all(|_| self.outbox.push(to, &PUNCH));
+                let punch = Route::direct(to);
+                let queued = (0..PUNCHES).all(|_| self.outbox.push(punch, &PUNCH));
+                self.try_commanded(to, now);
                 if queued {
                     Received::Handled
                 } else {
@@ -229,6 +246,8 @@ impl Tunnels {
                 }
             }
             Ok(BeaconMessage::Deliver { datagram, .. }) => self.relayed(now, datagram, entropy),
+            // Whoever waits for a handshake asks the registry in its own time.
+            Ok(BeaconMessage::Notice { .. }) => Received::Handled,
             Ok(_) => Received::Dropped(DropReason::BadBeacon),
             Err(reason) => Received::Dropped(reason),
         }
@@ -264,20 +283,22 @@ impl Tunnels {
         };
         self.beacon.discover_at = now + DISCOVER_EVERY;
         let message = BeaconMessage::Discover { node: self.node };
-        self.outbox
-            .push_with(beacon, |space| message.write(space).expect("5 bytes fit"));
+        self.outbox.push_with(Route::direct(beacon), |space| {
+            message.write(space).expect("5 bytes fit")
+        });
     }
 
-    /// Asks the beacon to make us and `target` punch.
-    pub(super) fn request_punch(&mut self, target: NodeId) {
+    /// Asks the beacon to make us and `target` punch; whether the question is on its way.
+    pub(super) fn send_punch_request(&mut self, target: NodeId) -> bool {
         let Some(beacon) = self.beacon.address else {
-            return;
+            return false;
         };
         let message = BeaconMessage::PunchRequest {
             requester: self.node,
             target,
         };
-        self.outbox
-            .push_with(beacon, |space| message.write(space).expect("9 bytes fit"));
+        self.outbox.push_with(Route::direct(beacon), |space| {
+            message.write(space).expect("9 bytes fit")
+        })
     }
 }

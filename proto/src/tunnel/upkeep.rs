@@ -8,18 +8,21 @@ use super::handshake::LocalKey;
 use super::introduce::ASK_AGAIN;
 use super::keys::own_prefix;
 use super::peer::{CANDIDATE_FOR, IDLE_AFTER, PREVIOUS_FOR, Place, ROTATE_AFTER, Tunnel};
+use super::relay::{Route, Ways};
 use super::seal::seal_datagram;
 use super::{Entropy, Received, TunnelEvent, TunnelHandle, Tunnels};
 use crate::addr::{Address, SocketAddress};
 use crate::fault::DropReason;
 use crate::ids::NodeId;
 use crate::time::Time;
+use crate::wire::beacon::RELAY_HEADER_LEN;
 use crate::wire::header::{FLAG_ACK, PacketFields, Protocol};
 use crate::wire::limits::{DATAGRAM_LEN_MAX, PACKET_HEADER_LEN, SEAL_OVERHEAD, SEALED_HEADER_LEN};
 
 /// Silence of ours after which a tunnel in use gets a keepalive: below the 55 s after which
-/// daemons suspect the path, and the 30 s of common NAT tables.
-const KEEPALIVE_AFTER: Duration = Duration::from_secs(25);
+/// daemons suspect the path, the 30 s of common NAT tables, and the 25 s after which daemons send
+/// theirs, who take to the beacon when nothing of ours comes directly between three of them.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(20);
 /// A tunnel without packets of the caller for this long is not kept alive.
 const IN_USE_FOR: Duration = Duration::from_secs(300);
 /// Silence of a peer in use, that should keep us alive every 25 s, after which it is dialed again.
@@ -88,6 +91,7 @@ impl Tunnels {
             peer.sent_at = now;
             self.send_keepalive(handle, now);
         }
+        self.step_reach(handle, now);
         let Some(peer) = self.table.tunnel_mut(handle) else {
             return;
         };
@@ -112,7 +116,12 @@ impl Tunnels {
         let Some(peer) = self.table.tunnel(handle) else {
             return;
         };
-        self.wake(handle, deadline(peer).max(now));
+        let reach = if self.beacon.is_some() && peer.live.is_some() {
+            peer.reach.due(peer.used_at)
+        } else {
+            Time::NEVER
+        };
+        self.wake(handle, deadline(peer).min(reach).max(now));
     }
 
     /// Wakes a tunnel at `at` or earlier.
@@ -166,6 +175,7 @@ impl Tunnels {
     // ---- key exchange --------------------------------------------------------------------------
 
     fn step_exchange(&mut self, handle: TunnelHandle, now: Time) {
+        let announced_from = self.candidate_endpoint(handle);
         let Some(peer) = self.table.tunnel_mut(handle) else {
             return;
         };
@@ -179,17 +189,29 @@ impl Tunnels {
         let purpose = exchange.purpose;
         let step = exchange.step(now);
         let lacks_key = peer.rotating.is_none() && peer.candidates.iter().all(Option::is_none);
-        let (node, endpoint) = (peer.node, peer.endpoint);
+        let (node, endpoint, relayed) = (peer.node, peer.endpoint, peer.reach.relayed);
+        let direct = endpoint.or(announced_from);
         match step {
             Step::Announce { request } => {
                 if purpose == Purpose::Dial && !request && lacks_key {
-                    self.request_punch(node);
+                    self.request_punch(node, now);
                 }
-                let to = endpoint.or_else(|| self.candidate_endpoint(handle));
-                self.send_announcement(handle, to, request && lacks_key, now);
-                self.send_pings(handle, purpose == Purpose::Dial, now);
+                // The beacon only where the direct way is not known to do, or does not answer.
+                let relay = self
+                    .relay_route(node)
+                    .filter(|_| request || relayed || direct.is_none());
+                let ways = [direct.map(Route::direct), relay];
+                self.announce(handle, ways, request && lacks_key, now);
+                self.send_pings(handle, None, now);
+                if purpose == Purpose::Dial {
+                    self.ping_live(handle, ways, now);
+                }
             }
-            Step::Nudge => self.send_request(handle, endpoint),
+            Step::Nudge => {
+                for route in [endpoint.map(Route::direct), self.relay_route(node)] {
+                    self.send_request(handle, route);
+                }
+            }
             Step::Exhausted => match purpose {
                 Purpose::Dial => self.lose(handle),
                 Purpose::Rotate | Purpose::Answer => peer.exchange = None,
@@ -202,55 +224,96 @@ impl Tunnels {
         candidates.max_by_key(|session| session.since)?.endpoint
     }
 
-    /// Sends our announcement, and a key request behind it.
+    /// Sends our announcement every way there is, and a key request behind it.
+    pub(super) fn announce(&mut self, handle: TunnelHandle, ways: Ways, request: bool, now: Time) {
+        for route in ways {
+            self.send_announcement(handle, route, request, now);
+        }
+    }
+
+    /// Sends our announcement one way, and a key request behind it.
     pub(super) fn send_announcement(
         &mut self,
         handle: TunnelHandle,
-        to: Option<SocketAddr>,
+        route: Option<Route>,
         request: bool,
         now: Time,
     ) {
-        let Some((peer, to)) = self.table.tunnel_mut(handle).zip(to) else {
+        let Some((peer, to)) = self.table.tunnel_mut(handle).zip(route) else {
             return;
         };
         if self.outbox.push(to, &peer.announced().announcement()) {
             peer.note_announced(now);
         }
         if request {
-            self.send_request(handle, Some(to));
+            self.send_request(handle, route);
         }
     }
 
-    fn send_request(&mut self, handle: TunnelHandle, to: Option<SocketAddr>) {
-        let Some((peer, to)) = self.table.tunnel_mut(handle).zip(to) else {
+    fn send_request(&mut self, handle: TunnelHandle, route: Option<Route>) {
+        let Some((peer, route)) = self.table.tunnel_mut(handle).zip(route) else {
             return;
         };
-        self.outbox.push(to, &peer.announced().request());
+        self.outbox.push(route, &peer.announced().request());
     }
 
-    /// Sends a ping under every session that waits for its first datagram, and under the live one
-    /// if asked: the peer's pong, or its own ping, is what confirms.
-    pub(super) fn send_pings(&mut self, handle: TunnelHandle, live: bool, now: Time) {
-        let places = [
-            Place::Candidate(0),
-            Place::Candidate(1),
-            Place::Rotating,
-            Place::Live,
-        ];
-        for place in places {
-            if place != Place::Live || live {
-                let control = Control {
-                    flags: 0,
-                    ..Control::default()
-                };
-                self.send_control(handle, place, None, &control, PING, now);
+    /// Sends a ping under every session that waits for its first datagram, to `only` or every way it
+    /// may arrive: the peer's pong, or its own ping, is what confirms.
+    pub(super) fn send_pings(&mut self, handle: TunnelHandle, only: Option<Route>, now: Time) {
+        for place in [Place::Candidate(0), Place::Candidate(1), Place::Rotating] {
+            let ways = match only {
+                Some(_) => [only, None],
+                None => self.ways_to(handle, place),
+            };
+            for route in ways.into_iter().flatten() {
+                self.send_ping(handle, place, route, 0, now);
             }
         }
     }
 
+    /// The ways to a session: an announcement says by its own where its sender is.
+    fn ways_to(&self, handle: TunnelHandle, place: Place) -> Ways {
+        let Some(peer) = self.table.tunnel(handle) else {
+            return [None, None];
+        };
+        match place {
+            Place::Candidate(index) => {
+                let candidate = peer.candidates[index].as_ref();
+                let source = candidate.and_then(|session| session.endpoint);
+                self.ways(peer.node, source, peer.endpoint)
+            }
+            Place::Live | Place::Previous | Place::Rotating => [self.route(handle), None],
+        }
+    }
+
+    /// Sends a ping under the live session: its pong says that the peer still holds it.
+    pub(super) fn ping_live(&mut self, handle: TunnelHandle, ways: Ways, now: Time) {
+        for route in ways.into_iter().flatten() {
+            self.send_ping(handle, Place::Live, route, 0, now);
+        }
+    }
+
+    /// Sends one ping, whose pong repeats the sequence number.
+    pub(super) fn send_ping(
+        &mut self,
+        handle: TunnelHandle,
+        place: Place,
+        route: Route,
+        sequence: u32,
+        now: Time,
+    ) {
+        let control = Control {
+            sequence,
+            ..Control::default()
+        };
+        self.send_control(handle, place, route, &control, PING, now);
+    }
+
     /// Sends an empty control packet under the live session.
     pub(super) fn send_keepalive(&mut self, handle: TunnelHandle, now: Time) {
-        self.send_control(handle, Place::Live, None, &Control::default(), &[], now);
+        if let Some(route) = self.route(handle) {
+            self.send_control(handle, Place::Live, route, &Control::default(), &[], now);
+        }
     }
 
     /// Answers a ping under the live session.
@@ -262,9 +325,17 @@ impl Tunnels {
         ping: &PacketFields,
         payload: &[u8],
     ) -> Received<'static> {
-        if payload.len() + SEAL_OVERHEAD > DATAGRAM_LEN_MAX {
+        if payload.len() + SEAL_OVERHEAD + RELAY_HEADER_LEN > DATAGRAM_LEN_MAX {
             return Received::Dropped(DropReason::TooLong);
         }
+        // Back the way it came, unless that is known to lead nowhere: whoever asks wants to hear.
+        let Some(route) = self.table.tunnel(handle).and_then(|peer| {
+            let back = source.filter(|_| !peer.reach.relayed).map(Route::direct);
+            back.or_else(|| self.relay_route(peer.node))
+                .or_else(|| self.route(handle))
+        }) else {
+            return Received::Dropped(DropReason::NoSession);
+        };
         let control = Control {
             flags: FLAG_ACK,
             network: ping.destination.address.network,
@@ -272,20 +343,19 @@ impl Tunnels {
             sequence: ping.sequence,
             acknowledgment: ping.sequence.wrapping_add(1),
         };
-        if self.send_control(handle, Place::Live, source, &control, payload, now) {
+        if self.send_control(handle, Place::Live, route, &control, payload, now) {
             Received::Handled
         } else {
             Received::Dropped(DropReason::NoSendBuffer)
         }
     }
 
-    /// Seals a control packet under the session at `place` and queues it, to the session's own
-    /// endpoint where that is not the tunnel's.
+    /// Seals a control packet under the session at `place` and queues it.
     fn send_control(
         &mut self,
         handle: TunnelHandle,
         place: Place,
-        to: Option<SocketAddr>,
+        route: Route,
         control: &Control,
         payload: &[u8],
         now: Time,
@@ -294,20 +364,12 @@ impl Tunnels {
         let Some(peer) = self.table.tunnel_mut(handle) else {
             return false;
         };
-        let (theirs, endpoint) = (peer.node, peer.endpoint);
+        let theirs = peer.node;
         let Some((session, counter)) = peer.sealing(place) else {
             return false;
         };
-        let own = if let Place::Candidate(_) = place {
-            session.endpoint
-        } else {
-            None
-        };
-        let Some(to) = to.or(own).or(endpoint) else {
-            return false;
-        };
         let fields = control.fields(ours, theirs);
-        let queued = self.outbox.push_with(to, |space| {
+        let queued = self.outbox.push_with(route, |space| {
             space[SEALED_HEADER_LEN + PACKET_HEADER_LEN..][..payload.len()]
                 .copy_from_slice(payload);
             let nonce = counter.next(session.prefix);
@@ -404,7 +466,7 @@ fn deadline(peer: &Tunnel) -> Time {
     .unwrap_or(Time::NEVER)
 }
 
-const _: () = assert!(PING.len() + SEAL_OVERHEAD <= DATAGRAM_LEN_MAX);
+const _: () = assert!(PING.len() + SEAL_OVERHEAD + RELAY_HEADER_LEN <= DATAGRAM_LEN_MAX);
 const _: () = assert!(IDLE_AFTER.as_secs() < KEEPALIVE_AFTER.as_secs());
 const _: () = assert!(KEEPALIVE_AFTER.as_secs() * 2 < SILENT_AFTER.as_secs());
 const _: () = assert!(SILENT_AFTER.as_secs() < ROTATE_AFTER.as_secs());

@@ -8,9 +8,10 @@
 //! | 04 | punch command | address length 1, address, port 2 | beacon to both nodes |
 //! | 05 | relay | sender 4, destination 4, datagram | node to beacon |
 //! | 06 | relay deliver | sender 4, datagram | beacon to node |
+//! | 0A | notice | kind 1: 01, a handshake waits at the registry | beacon to node |
 //!
 //! Newer nodes append keys or signatures to 01 and 03; surplus bytes are ignored. None of these
-//! messages is authenticated: a node believes 02, 04 and 06 from its own beacon's address only.
+//! messages is authenticated: a node believes 02, 04, 06 and 0A from its own beacon's address only.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -65,6 +66,11 @@ pub enum BeaconMessage<'b> {
         /// A tunnel datagram.
         datagram: &'b mut [u8],
     },
+    /// Something waits for the receiver at the registry.
+    Notice {
+        /// What: 1 for a handshake.
+        kind: u8,
+    },
 }
 
 impl<'b> BeaconMessage<'b> {
@@ -96,6 +102,9 @@ impl<'b> BeaconMessage<'b> {
                 sender,
                 datagram: &mut rest[4..],
             }),
+            0x0A => rest
+                .first()
+                .map(|kind| BeaconMessage::Notice { kind: *kind }),
             _ => None,
         };
         message.ok_or(DropReason::BadBeacon)
@@ -124,6 +133,7 @@ impl<'b> BeaconMessage<'b> {
             BeaconMessage::Deliver { sender, datagram } => {
                 writer.byte(6)?.node(*sender)?.bytes(datagram)?
             }
+            BeaconMessage::Notice { kind } => writer.byte(0x0A)?.byte(*kind)?,
         };
         Some(writer.length)
     }
@@ -262,6 +272,10 @@ mod tests {
         assert_eq!(BeaconMessage::parse(&mut out), Err(DropReason::BadBeacon));
         assert_eq!(
             BeaconMessage::parse(&mut [0x0A, 1]),
+            Ok(BeaconMessage::Notice { kind: 1 })
+        );
+        assert_eq!(
+            BeaconMessage::parse(&mut [0x0B, 1]),
             Err(DropReason::BadBeacon)
         );
         assert_eq!(BeaconMessage::parse(&mut []), Err(DropReason::BadBeacon));

@@ -74,7 +74,8 @@ fn only_the_beacon_can_command_punches() {
         &b"\x04"[..],
         b"\x04\x05\0\0\0\0\0\0\0",
         b"\x01\0\0\0\x01",
-        b"\x0a\x01",
+        b"\x0a",
+        b"\x0b\x01",
     ] {
         let dropped = node.receive(Time::ZERO, beacon(), rubbish);
         assert_eq!(dropped, Some(DropReason::BadBeacon));

@@ -5,4 +5,5 @@ mod daemon;
 mod hostile;
 mod interop;
 mod pair;
+mod relay;
 mod scenarios;

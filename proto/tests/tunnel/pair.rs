@@ -192,10 +192,11 @@ impl Node {
             return false;
         };
         let handle = self.tunnels.find(peer).expect("it sealed");
-        let Some(to) = self.tunnels.endpoint(handle) else {
+        let Some(route) = self.tunnels.route(handle) else {
             return false;
         };
-        self.sent.push((to, datagram));
+        let header = route.relay.map_or(Vec::new(), Vec::from);
+        self.sent.push((route.to, [header, datagram].concat()));
         true
     }
 
@@ -203,6 +204,11 @@ impl Node {
         self.tunnels
             .find(peer)
             .is_some_and(|handle| self.tunnels.is_established(handle))
+    }
+
+    pub(crate) fn is_relayed(&self, peer: NodeId) -> bool {
+        let handle = self.tunnels.find(peer).expect("a tunnel");
+        self.tunnels.is_relayed(handle)
     }
 
     pub(crate) fn endpoint(&self, peer: NodeId) -> Option<SocketAddr> {
@@ -239,6 +245,18 @@ pub(crate) struct Pair {
     under_way: BTreeMap<(Time, u64), (SocketAddr, SocketAddr, Vec<u8>)>,
     serial: u64,
     registry_knows: bool,
+    /// What the registry tells of each side's address, if that is not so.
+    pub(crate) told: [Option<SocketAddr>; 2],
+    /// Where the beacon sees the nodes; `None` if there is no beacon.
+    pub(crate) beacon: Option<BTreeMap<NodeId, SocketAddr>>,
+    /// Datagrams from the first address to the second are lost.
+    pub(crate) walls: Vec<(SocketAddr, SocketAddr)>,
+    /// For a side behind a NAT that lets in what it has sent to: where it has sent to.
+    pub(crate) nats: [Option<Vec<SocketAddr>>; 2],
+}
+
+pub(crate) fn beacon_address() -> SocketAddr {
+    SocketAddr::from(([10, 9, 9, 9], 9_001))
 }
 
 impl Pair {
@@ -252,7 +270,36 @@ impl Pair {
             under_way: BTreeMap::new(),
             serial: 0,
             registry_knows: true,
+            told: [None, None],
+            beacon: None,
+            walls: Vec::new(),
+            nats: [None, None],
         }
+    }
+
+    /// With a beacon that both nodes know.
+    pub(crate) fn with_beacon(seed: u64) -> Self {
+        let mut pair = Pair::new(seed);
+        pair.beacon = Some(BTreeMap::new());
+        for node in &mut pair.nodes {
+            node.tunnels = Tunnels::new(TunnelConfig {
+                beacon: Some(beacon_address()),
+                ..config(node.id.0, &node.identity, 16)
+            });
+        }
+        // They are discovered.
+        pair.run(Duration::from_millis(10));
+        pair
+    }
+
+    /// One of them forgets every key, and knows the beacon again.
+    pub(crate) fn restart_with_beacon(&mut self, side: usize) {
+        let node = &mut self.nodes[side];
+        node.restart();
+        node.tunnels = Tunnels::new(TunnelConfig {
+            beacon: Some(beacon_address()),
+            ..config(node.id.0, &node.identity, 16)
+        });
     }
 
     pub(crate) fn forget_keys(&mut self) {
@@ -305,8 +352,18 @@ impl Pair {
         let now = self.now;
         while let Some(entry) = self.under_way.first_entry().filter(|e| e.key().0 <= now) {
             let (source, to, datagram) = entry.remove();
-            if let Some(node) = self.nodes.iter_mut().find(|node| node.address == to) {
-                node.receive(now, source, &datagram);
+            if to == beacon_address() {
+                self.beacon_receives(source, &datagram);
+                continue;
+            }
+            let Some(side) = self.nodes.iter().position(|node| node.address == to) else {
+                continue;
+            };
+            if self.nats[side]
+                .as_ref()
+                .is_none_or(|known| known.contains(&source))
+            {
+                self.nodes[side].receive(now, source, &datagram);
             }
         }
         for side in 0..2 {
@@ -315,9 +372,51 @@ impl Pair {
             self.nodes[side].turn(now);
             let source = self.nodes[side].address;
             for (to, datagram) in std::mem::take(&mut self.nodes[side].sent) {
+                if let Some(known) = &mut self.nats[side] {
+                    known.push(to);
+                }
                 self.recorded.push((source, to, datagram.clone()));
                 self.post(source, to, &datagram);
             }
+        }
+    }
+
+    /// What a beacon does, as its protocol says.
+    fn beacon_receives(&mut self, source: SocketAddr, datagram: &[u8]) {
+        let Some(seen) = &mut self.beacon else { return };
+        let node_at = |at: usize| {
+            let bytes = datagram[at..at + 4].try_into().expect("four bytes");
+            NodeId(u32::from_be_bytes(bytes))
+        };
+        let command = |kind: u8, address: SocketAddr| {
+            let SocketAddr::V4(address) = address else {
+                panic!("the harness has IPv4 only")
+            };
+            let port = address.port().to_be_bytes();
+            [&[kind, 4][..], &address.ip().octets(), &port].concat()
+        };
+        let mut out = Vec::new();
+        match datagram[0] {
+            1 => {
+                seen.insert(node_at(1), source);
+                out.push((source, command(2, source)));
+            }
+            3 => {
+                seen.insert(node_at(1), source);
+                if let Some(target) = seen.get(&node_at(5)) {
+                    out.push((*target, command(4, source)));
+                    out.push((source, command(4, *target)));
+                }
+            }
+            5 => {
+                if let Some(target) = seen.get(&node_at(5)) {
+                    out.push((*target, [&[6], &datagram[1..5], &datagram[9..]].concat()));
+                }
+            }
+            other => panic!("a node never sends the beacon {other}"),
+        }
+        for (to, datagram) in out {
+            self.post(beacon_address(), to, &datagram);
         }
     }
 
@@ -332,10 +431,10 @@ impl Pair {
         }
         self.nodes[side].events = kept;
         for node in asked {
-            let known = self.nodes.iter().find(|peer| peer.id == node);
+            let known = self.nodes.iter().position(|peer| peer.id == node);
             let known = known.filter(|_| self.registry_knows);
-            let key = known.map(|peer| peer.identity.public());
-            let endpoint = known.map(|peer| peer.address);
+            let key = known.map(|side| self.nodes[side].identity.public());
+            let endpoint = known.map(|side| self.told[side].unwrap_or(self.nodes[side].address));
             let asker = &mut self.nodes[side];
             let random = &mut asker.random;
             asker
@@ -346,6 +445,9 @@ impl Pair {
 
     /// Puts a datagram on its way.
     pub(crate) fn post(&mut self, source: SocketAddr, to: SocketAddr, datagram: &[u8]) {
+        if self.walls.contains(&(source, to)) {
+            return;
+        }
         let copies = 1 + u64::from(self.random.percent(self.weather.duplicates));
         for _ in 0..copies {
             if self.random.percent(self.weather.loss) {
