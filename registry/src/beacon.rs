@@ -6,12 +6,14 @@
 //!  01 discover       node 4 [key 32]                 02 reply    length 1 (4 or 16), IP, port 2
 //!  03 punch request  requester 4, target 4 [grant 72] 04 command  length 1, IP, port 2
 //!  05 relay          sender 4, dest 4, frame          06 deliver  sender 4, frame
+//!                                                     0A notice   kind 1: 01, a handshake waits
 //! ```
 //!
 //! Nothing here is authenticated: that is Pilot's protocol, and the tunnel inside does not rely on
 //! it. What is bounded: a node's source is held for 30 s against a change, entries live for ten
 //! minutes, each source has a rate, and both tables have a size. [`Beacon`] is a pure function of
-//! datagrams and time; the socket's loop is below it.
+//! datagrams and time; the socket's loop is below it. A notice spares a node that knows it the
+//! wait for its next poll of the registry; others ignore it.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -19,6 +21,7 @@ use std::sync::Arc;
 
 use ramjet_proto::ids::NodeId;
 use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
 
 use crate::fault::Count;
 use crate::server::Clock;
@@ -41,6 +44,8 @@ const PUNCH_REQUEST: u8 = 0x03;
 const PUNCH_COMMAND: u8 = 0x04;
 const RELAY: u8 = 0x05;
 const RELAY_DELIVER: u8 = 0x06;
+const NOTICE: u8 = 0x0A;
+const HANDSHAKE_WAITS: u8 = 0x01;
 
 const DISCOVER_LEN: usize = 5;
 const DISCOVER_WITH_KEY_LEN: usize = 5 + 32;
@@ -129,6 +134,13 @@ impl Beacon {
             }
             (Some(_), _) => Err(Count::BeaconUnknownType),
         }
+    }
+
+    /// What tells `node` that a handshake waits for it at the registry, and where to; `None` if it
+    /// has not discovered itself here lately.
+    pub fn notice(&self, now_ms: u64, node: NodeId) -> Option<(SocketAddr, [u8; 2])> {
+        let target = self.find(now_ms, node).ok()?;
+        Some((target, [NOTICE, HANDSHAKE_WAITS]))
     }
 
     /// Takes a token of the source's rate.
@@ -224,11 +236,28 @@ fn endpoint_message(kind: u8, endpoint: SocketAddr) -> Vec<u8> {
 }
 
 /// Serves the beacon's socket for ever.
-pub async fn serve(shared: Arc<Shared>, socket: UdpSocket, clock: Clock) {
+pub async fn serve(
+    shared: Arc<Shared>,
+    socket: UdpSocket,
+    mut notices: mpsc::Receiver<NodeId>,
+    clock: Clock,
+) {
     let mut beacon = Beacon::new(shared.limits.relayed_per_second);
     let mut buffer = vec![0; ramjet_proto::wire::limits::RECEIVED_LEN_MAX];
     loop {
-        let (length, source) = match socket.recv_from(&mut buffer).await {
+        let received = tokio::select! {
+            received = socket.recv_from(&mut buffer) => received,
+            Some(node) = notices.recv() => {
+                if let Some((to, notice)) = beacon.notice(clock.now_ms(), node) {
+                    shared.record(&notice);
+                    if socket.send_to(&notice, to).await.is_ok() {
+                        shared.counters.add(Count::BeaconNotices);
+                    }
+                }
+                continue;
+            }
+        };
+        let (length, source) = match received {
             Ok(received) => received,
             Err(error) => {
                 // A refused port of an earlier receiver is reported here; the socket lives on.

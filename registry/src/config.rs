@@ -52,8 +52,14 @@ impl Default for Config {
 /// Bounds of the process. Those that decide what a command comes to are in [`Rules`] instead.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Open connections; a further one is told so and closed.
+    /// Open connections; a further one is told so and closed. Daemons hold one each (1.9.1) or
+    /// four (1.18.0), a ramjet node two; each is a file descriptor of the process.
     pub connections_max: usize,
+    /// Messages a second of one connection; what comes faster is read later, and so slows its
+    /// sender down.
+    pub messages_per_second: u32,
+    /// Messages of one connection at once.
+    pub messages_burst: u32,
     /// Requests of one connection that are not answered yet; then it is not read further.
     pub in_flight_per_connection: usize,
     /// Bytes that wait to be written to one connection; a slower peer is disconnected.
@@ -84,7 +90,9 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Limits {
-            connections_max: 4_096,
+            connections_max: 32_768,
+            messages_per_second: 2_000,
+            messages_burst: 32_768,
             in_flight_per_connection: 1_024,
             outgoing_bytes_per_connection: 8 << 20,
             incoming_bytes: 64 << 20,

@@ -19,6 +19,8 @@ labelled_enum! {
         ConnectionsClosed => "connections_closed",
         /// Connections refused at the cap.
         ConnectionsRefused => "connections_refused",
+        /// Messages that were read late because their connection is over its rate.
+        MessagesPaced => "messages_paced",
         /// Connections closed after the read deadline.
         ReadTimeout => "read_timeout",
         /// Connections closed because a write did not finish in time.
@@ -120,6 +122,8 @@ labelled_enum! {
         BeaconFull => "beacon_full",
         /// The kernel refused to send.
         BeaconSendFailed => "beacon_send_failed",
+        /// Nodes told over the beacon that a handshake waits for them; not part of the law.
+        BeaconNotices => "beacon_notices",
         // Levels, not sums.
         /// Position of the last command in the log.
         LogPosition => "log_position",

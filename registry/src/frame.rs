@@ -11,6 +11,9 @@ use ramjet_proto::market::message::MESSAGE_LEN_MAX;
 use crate::fault::Count;
 
 const LENGTH_LEN: usize = 4;
+/// Room for one read: of a short message, and of the rest of a long one.
+const ROOM_MIN: usize = 2 << 10;
+const ROOM_MAX: usize = 64 << 10;
 
 /// Why the bytes are no frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,10 +71,18 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Where to read into: at least 16 KiB of room.
+    /// Where to read into: room for a short message, or for what is left of a long one, in steps.
     pub fn room(&mut self) -> &mut BytesMut {
-        self.buffer.reserve(16 << 10);
+        let left = self.expected().unwrap_or(0).saturating_sub(self.held());
+        self.buffer.reserve(left.clamp(ROOM_MIN, ROOM_MAX));
         &mut self.buffer
+    }
+
+    /// Gives the memory back between messages: most connections are silent for a minute.
+    pub fn rest(&mut self) {
+        if self.buffer.is_empty() {
+            self.buffer = BytesMut::new();
+        }
     }
 
     /// Takes bytes that were read elsewhere.

@@ -17,13 +17,14 @@ use ramjet_proto::identity::{Identity, PublicKey};
 use ramjet_proto::ids::NodeId;
 use ramjet_proto::market::message::{Reply, ReplyBody, RequestBody};
 use serde_json::json;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::address::observed_endpoint;
 use crate::answer;
 use crate::command::{Command, Entry, Outcome, Refused, Registration, Why};
 use crate::config::{Limits, RegistryError};
 use crate::desk::{Desk, Outbox, framed};
+use crate::directory::LAN_ADDRS_MAX;
 use crate::fault::{Count, Counters};
 use crate::pilot::{self, RegisterAsk};
 use crate::state::State;
@@ -96,6 +97,8 @@ enum Delivery {
         refused: Option<Count>,
     },
     Push(NodeId, Bytes),
+    /// The node is told over the beacon that a handshake waits for it.
+    Notice(NodeId),
 }
 
 /// How a registry is told to behave, for the ledger.
@@ -105,6 +108,8 @@ pub struct Conduct {
     pub allow_unsigned_polo: bool,
     /// Where the beacon listens, for `beacon_list`.
     pub beacon: Option<SocketAddr>,
+    /// The way to the beacon's notices, if there is a beacon.
+    pub notices: Option<mpsc::Sender<NodeId>>,
     /// Bounds.
     pub limits: Limits,
 }
@@ -337,6 +342,9 @@ impl Ledger {
                     answer::verify(&self.state, &proof)?;
                 }
                 let outcome = self.log(now_ms, command.clone())?;
+                if let Command::RequestHandshake { to, .. } = command {
+                    self.deliveries.push(Delivery::Notice(to));
+                }
                 Ok(answer::changed(&self.state, &command, outcome))
             }
             pilot::Ask::UnsignedPolo(command) => {
@@ -400,7 +408,7 @@ impl Ledger {
             owner: ask.owner,
             hostname: ask.hostname,
             version: ask.version,
-            lan_addrs: ask.lan_addrs,
+            lan_addrs: ask.lan_addrs.into_iter().take(LAN_ADDRS_MAX).collect(),
             relay_only: ask.relay_only,
         })
     }
@@ -439,6 +447,12 @@ impl Ledger {
                 Delivery::Push(node, frame) => {
                     if self.desk.push(node, &frame) {
                         self.counters.add(Count::PushesSent);
+                    }
+                }
+                Delivery::Notice(node) => {
+                    if let Some(notices) = &self.conduct.notices {
+                        // Where they come too fast the node finds the rest by its own poll.
+                        let _ = notices.try_send(node);
                     }
                 }
             }
@@ -605,6 +619,7 @@ mod tests {
         let conduct = Conduct {
             allow_unsigned_polo: false,
             beacon: None,
+            notices: None,
             limits,
         };
         let counters = Arc::new(Counters::default());

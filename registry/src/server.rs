@@ -14,6 +14,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Instant, SystemTime};
 
 use ramjet_proto::identity::PublicKey;
+use ramjet_proto::ids::NodeId;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::timeout;
@@ -55,6 +56,9 @@ impl Clock {
         Duration::from_millis(at_ms.saturating_sub(self.now_ms()))
     }
 }
+
+/// Notices that wait for the beacon; those that do not fit are found by the nodes' own polls.
+const NOTICES_MAX: usize = 1_024;
 
 /// The registry: see [`Registry::start`].
 #[derive(Debug)]
@@ -157,9 +161,11 @@ impl Registry {
         let clock = Clock::start();
         let counters = Arc::new(Counters::default());
         let (store, recovered) = Store::open(medium, limits.snapshot_every, seed)?;
+        let (notices, noticed) = mpsc::channel(NOTICES_MAX);
         let conduct = Conduct {
             allow_unsigned_polo: config.allow_unsigned_polo,
             beacon: beacon_addr,
+            notices: beacon_addr.map(|_| notices),
             limits: limits.clone(),
         };
         let ledger = Ledger::new(
@@ -193,6 +199,7 @@ impl Registry {
         };
         // Where this fails, dropping the handle and the jobs ends the log thread.
         let io_thread = spawn("registry-io", move |runtime| {
+            let beacon = beacon.map(|socket| (socket, noticed));
             serve(&runtime, shared, listener, beacon, stopped, clock);
         })?;
         // The log thread ends after the last session, so it is waited for last.
@@ -209,6 +216,12 @@ fn check_limits(limits: &Limits) -> Result<(), RegistryError> {
             limits.in_flight_per_connection,
             1,
         ),
+        (
+            "messages_per_second",
+            limits.messages_per_second as usize,
+            1,
+        ),
+        ("messages_burst", limits.messages_burst as usize, 1),
         ("log_queue", limits.log_queue, 1),
         ("batch_max", limits.batch_max, 1),
         // One message of the greatest length must fit.
@@ -278,16 +291,16 @@ fn serve(
     runtime: &Runtime,
     shared: Shared,
     listener: TcpListener,
-    beacon: Option<UdpSocket>,
+    beacon: Option<(UdpSocket, mpsc::Receiver<NodeId>)>,
     mut stopped: watch::Receiver<bool>,
     clock: Clock,
 ) {
     let shared = Arc::new(shared);
     runtime.block_on(async {
         let served = async {
-            if let Some(socket) = beacon {
+            if let Some((socket, notices)) = beacon {
                 let socket = tokio::net::UdpSocket::from_std(socket)?;
-                tokio::spawn(beacon::serve(Arc::clone(&shared), socket, clock));
+                tokio::spawn(beacon::serve(Arc::clone(&shared), socket, notices, clock));
             }
             accept(&shared, tokio::net::TcpListener::from_std(listener)?).await
         };

@@ -9,6 +9,7 @@
 //! beside the log thread rather than in it.
 
 use core::time::Duration;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::byte_log::ByteLog;
 use crate::command::{Refused, Why};
@@ -33,8 +34,9 @@ use crate::trade::{expect_speaker, not_proven};
 
 /// Faulty messages after which a connection is closed.
 const FAULTS_MAX: u32 = 100;
-/// A frame that announces more than this takes part in the budget of long messages.
-const LONG_FRAME: usize = 64 << 10;
+/// A frame that announces more than this takes part in the budget of long messages: what daemons
+/// and nodes say in the normal course is shorter.
+const LONG_FRAME: usize = 4 << 10;
 /// How long, and how much, is read from a peer that was told off before the connection is closed:
 /// closing on unread bytes would destroy the answer.
 const LINGER: Duration = Duration::from_secs(1);
@@ -99,6 +101,7 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr, id:
         claim: None,
         faults: 0,
         long_frame: None,
+        pace: Pace::new(&shared.limits),
     };
     let end = tokio::select! {
         end = session.read_in() => end,
@@ -132,6 +135,35 @@ struct Session {
     faults: u32,
     /// The share of the budget of long messages, and when the message must be whole.
     long_frame: Option<(OwnedSemaphorePermit, Instant)>,
+    pace: Pace,
+}
+
+/// How fast one connection may speak: a bucket of messages.
+struct Pace {
+    per_second: f64,
+    burst: f64,
+    tokens: f64,
+    at: Instant,
+}
+
+impl Pace {
+    fn new(limits: &Limits) -> Self {
+        let burst = f64::from(limits.messages_burst.max(1));
+        Pace {
+            per_second: f64::from(limits.messages_per_second.max(1)),
+            burst,
+            tokens: burst,
+            at: Instant::now(),
+        }
+    }
+
+    /// Takes a message, and says how long it must wait for its turn.
+    fn take(&mut self, now: Instant) -> Duration {
+        let gained = now.duration_since(self.at).as_secs_f64() * self.per_second;
+        self.tokens = (self.tokens + gained).min(self.burst) - 1.0;
+        self.at = now;
+        Duration::from_secs_f64((-self.tokens).max(0.0) / self.per_second)
+    }
 }
 
 impl Session {
@@ -180,8 +212,8 @@ impl Session {
             }
         }
         let held = self.decoder.held();
-        let read = self.read_half.read_buf(self.decoder.room());
-        match timeout_at(deadline, read).await {
+        self.decoder.rest();
+        match timeout_at(deadline, self.read_some()).await {
             Ok(Ok(0)) => {
                 if held > 0 {
                     self.shared.counters.add(Count::FrameTruncated);
@@ -200,7 +232,23 @@ impl Session {
         }
     }
 
+    /// Reads what there is; memory for it is taken only once there is something.
+    async fn read_some(&mut self) -> io::Result<usize> {
+        loop {
+            self.read_half.readable().await?;
+            match self.read_half.try_read_buf(self.decoder.room()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.decoder.rest(),
+                read => return read,
+            }
+        }
+    }
+
     async fn take(&mut self, frame: &Bytes) -> Result<(), End> {
+        let turn = self.pace.take(Instant::now());
+        if !turn.is_zero() {
+            self.shared.counters.add(Count::MessagesPaced);
+            sleep(turn).await;
+        }
         self.shared.counters.add(Count::MessagesReceived);
         match message::read(frame) {
             Ok(Message::Pilot(ask)) => {
@@ -368,14 +416,14 @@ async fn write_out(
     mut queue: mpsc::UnboundedReceiver<Option<Bytes>>,
     outbox: Arc<Outbox>,
 ) {
-    let mut queued = Vec::with_capacity(64);
-    let mut buffer = BytesMut::with_capacity(16 << 10);
+    let mut queued = Vec::new();
     let mut is_last = false;
     while !is_last {
         if queue.recv_many(&mut queued, 64).await == 0 || outbox.is_closed() {
             break;
         }
-        buffer.clear();
+        // Taken anew each time: most connections are silent for a minute.
+        let mut buffer = BytesMut::new();
         is_last = queued.iter().any(Option::is_none);
         for frame in queued.iter().map_while(Option::as_ref) {
             buffer.extend_from_slice(frame);

@@ -298,7 +298,14 @@ impl State {
             Command::RespondHandshake { node, peer, accept } => {
                 self.directory.node(*node)?;
                 self.directory.node(*peer)?;
-                self.trust.check_respond(*node, *peer)?;
+                if let Err(refused) = self.trust.check_respond(*node, *peer) {
+                    // Said again because the reply was lost, it holds already.
+                    return if *accept && self.trust.mutual(*node, *peer) {
+                        Ok(Outcome::Done)
+                    } else {
+                        Err(refused)
+                    };
+                }
                 if *accept {
                     self.trust.check_report(*node)?;
                     self.trust.check_report(*peer)?;

@@ -1,6 +1,7 @@
 //! The registry over real sockets on loopback, and its laws as properties.
 
 mod client;
+mod daemons;
 mod durability;
 mod garbage;
 mod market;

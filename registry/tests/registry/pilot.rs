@@ -10,14 +10,14 @@ use serde_json::{Value, json};
 
 use crate::client::{Connection, PATIENCE, config, register, sign_text, start, start_open};
 
-struct Daemon {
-    id: NodeId,
-    identity: Arc<Identity>,
-    connection: Connection,
+pub(crate) struct Daemon {
+    pub(crate) id: NodeId,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) connection: Connection,
 }
 
 impl Daemon {
-    fn join(registry: &ramjet_registry::RegistryHandle, seed: u8) -> Self {
+    pub(crate) fn join(registry: &ramjet_registry::RegistryHandle, seed: u8) -> Self {
         let identity = Arc::new(Identity::from_seed([seed; 32]));
         let mut connection = Connection::open(registry.tcp_addr());
         let listen = format!("127.0.0.1:{}", 40_000 + u16::from(seed));
@@ -30,12 +30,12 @@ impl Daemon {
     }
 
     /// Sends `request` with a signature over `challenge`.
-    fn signed(&mut self, mut request: Value, challenge: &str) -> Value {
+    pub(crate) fn signed(&mut self, mut request: Value, challenge: &str) -> Value {
         request["signature"] = json!(sign_text(&self.identity, challenge));
         self.connection.pilot(&request)
     }
 
-    fn own(&mut self, kind: &str, mut fields: Value) -> Value {
+    pub(crate) fn own(&mut self, kind: &str, mut fields: Value) -> Value {
         fields["type"] = json!(kind);
         fields["node_id"] = json!(self.id);
         let challenge = format!("{kind}:{}", self.id);
@@ -48,14 +48,14 @@ impl Daemon {
         self.signed(request, &format!("{kind}:{id}:{peer}"))
     }
 
-    fn resolve(&mut self, node: NodeId) -> Value {
+    pub(crate) fn resolve(&mut self, node: NodeId) -> Value {
         let id = self.id;
         let request = json!({"type": "resolve", "node_id": node, "requester_id": id});
         self.signed(request, &format!("resolve:{id}:{node}"))
     }
 }
 
-fn error(reply: &Value) -> &str {
+pub(crate) fn error(reply: &Value) -> &str {
     assert_eq!(reply["type"], "error", "{reply}");
     reply["error"].as_str().expect("a text")
 }
