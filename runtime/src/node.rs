@@ -16,6 +16,7 @@ use ramjet_proto::market::message::{
 use ramjet_proto::market::{Filter, Gate};
 
 use crate::control::ControlTimings;
+pub use crate::control::agent::{AgentRequest, Data, DataKind};
 use crate::control::vocabulary::{CloseReason, Histograms, Totals};
 use crate::handler::Skill;
 use crate::job::Job;
@@ -74,10 +75,44 @@ pub struct NodeConfig {
     /// Longest datagram to try on a path, in bytes of UDP payload; 1,400 or less tries none beyond
     /// the 1,400 that every path is taken to carry.
     pub datagram_len_max: usize,
+    /// Whether streams to port 7 are answered with what they bring.
+    pub echo: bool,
     /// Where the spool and the pinned registry key live; `None` keeps both in memory (throw-away).
     pub state: Option<PathBuf>,
     /// The local socket, if it serves one.
     pub socket: Option<PathBuf>,
+    /// What it offers to plain Pilot agents.
+    pub services: ServiceConfig,
+}
+
+/// What a node offers to plain Pilot agents, beside the handshake by which trust is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServiceConfig {
+    /// Data exchange on port 1001: messages, files, and tasks as JSON.
+    pub exchange: bool,
+    /// The task service of Pilot up to 1.9, on port 1003.
+    pub tasks: bool,
+    /// Whether every request for trust is approved.
+    pub auto_approve: bool,
+}
+
+impl ServiceConfig {
+    /// Nothing but the handshake.
+    pub const NONE: ServiceConfig = ServiceConfig {
+        exchange: false,
+        tasks: false,
+        auto_approve: false,
+    };
+}
+
+impl Default for ServiceConfig {
+    fn default() -> Self {
+        ServiceConfig {
+            exchange: true,
+            tasks: true,
+            auto_approve: false,
+        }
+    }
 }
 
 /// An engagement that a requester wants.
@@ -379,6 +414,15 @@ impl Node {
     /// The registry is not reached, does not know the node, or does not answer.
     pub fn trust(&self, node: NodeId) -> Result<(), NodeError> {
         self.control.trust(node)
+    }
+
+    /// Asks something of its services for plain Pilot agents: messages, files, trust, tasks. Blocks
+    /// for as long as [`AgentRequest::patience`] says.
+    ///
+    /// # Errors
+    /// What went wrong, with the node or the file and the next step.
+    pub fn agent(&self, request: AgentRequest) -> Result<serde_json::Value, NodeError> {
+        self.control.agent(request)
     }
 
     /// What it is and does now.

@@ -75,6 +75,9 @@ pub struct ServeArgs {
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     #[arg(require_equals = true, value_name = "BOOL")]
     pub task_ready: Option<String>,
+    /// What it offers to plain Pilot agents
+    #[command(flatten)]
+    pub services: ServicesArgs,
     /// Tasks that one engagement may have outstanding [default: 1024]
     #[arg(long, value_name = "N")]
     pub credits: Option<String>,
@@ -90,6 +93,10 @@ pub struct ServeArgs {
     /// Tunnels that one worker holds [default: 1024]
     #[arg(long, value_name = "N")]
     pub tunnels_max: Option<String>,
+    /// Send streams to port 7 back as they come, as every Pilot daemon does [default: true]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    #[arg(require_equals = true, value_name = "BOOL")]
+    pub echo: Option<String>,
     /// How its workers run
     #[command(flatten)]
     pub threads: ThreadArgs,
@@ -111,8 +118,35 @@ impl ServeArgs {
             .set(s::ENGAGEMENTS_MAX, &self.engagements_max)
             .set(s::UNSIGNED_MAX, &self.unsigned_max)
             .set(s::POOL_THREADS, &self.pool_threads)
-            .set(s::TUNNELS_MAX, &self.tunnels_max);
-        self.threads.layer(layer)
+            .set(s::TUNNELS_MAX, &self.tunnels_max)
+            .set(s::ECHO, &self.echo);
+        self.threads.layer(self.services.layer(layer))
+    }
+}
+
+/// What a node offers to plain Pilot agents.
+#[derive(Debug, Default, Args)]
+pub struct ServicesArgs {
+    /// Take messages, files and tasks on port 1001 [default: true]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    #[arg(require_equals = true, value_name = "BOOL")]
+    pub exchange: Option<String>,
+    /// Take tasks on port 1003, as Pilot up to 1.9 submits them [default: true]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    #[arg(require_equals = true, value_name = "BOOL")]
+    pub tasks: Option<String>,
+    /// Approve every request for trust
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    #[arg(require_equals = true, value_name = "BOOL")]
+    pub auto_approve: Option<String>,
+}
+
+impl ServicesArgs {
+    fn layer(&self, layer: Layer) -> Layer {
+        layer
+            .set(s::EXCHANGE, &self.exchange)
+            .set(s::TASKS, &self.tasks)
+            .set(s::AUTO_APPROVE, &self.auto_approve)
     }
 }
 

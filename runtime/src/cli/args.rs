@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueHint};
 use ramjet_proto::market::Filter;
 
+use super::agent_args::{FileArgs, MessageArgs, TaskArgs, TrustArgs};
 use super::arg_groups::{AskArgs, IdentityArgs, MarketArgs, RulesArgs, ServeArgs, ThreadArgs};
 use super::bench_args::{BenchArgs, BenchCommand};
 use super::settings::{self as s, Layer};
@@ -79,6 +80,14 @@ pub enum Command {
     Resolve(ResolveArgs),
     /// Have a task done, or one for each line of a file
     Submit(SubmitArgs),
+    /// Send a message to an agent
+    Message(MessageArgs),
+    /// Send a file to an agent
+    File(FileArgs),
+    /// Trust between this node and others: list, ask, approve, reject, revoke
+    Trust(TrustArgs),
+    /// Hand a task to a plain Pilot agent, or look at those handed over
+    Task(TaskArgs),
     /// Show the standing of a node
     Polo(PoloArgs),
     /// Show what the local node does
@@ -320,6 +329,17 @@ pub(super) fn seconds(text: &str) -> Result<f64, String> {
     }
 }
 
+impl RegistryArgs {
+    fn layer(&self, layer: Layer) -> Layer {
+        self.rules.layer(
+            layer
+                .set(s::LISTEN, &self.listen)
+                .set(s::BEACON, &self.beacon)
+                .set(s::STATE, &self.state),
+        )
+    }
+}
+
 impl Cli {
     /// The settings among the flags.
     pub fn layer(&self) -> Layer {
@@ -333,12 +353,7 @@ impl Cli {
                     .set(s::SOCKET, &up.socket);
                 up.serve.layer(up.identity.layer(up.rules.layer(layer)))
             }
-            Command::Registry(registry) => registry.rules.layer(
-                common
-                    .set(s::LISTEN, &registry.listen)
-                    .set(s::BEACON, &registry.beacon)
-                    .set(s::STATE, &registry.state),
-            ),
+            Command::Registry(registry) => registry.layer(common),
             Command::Node(node) => node.layer(common),
             Command::Resolve(resolve) => resolve.ask.layer(common),
             Command::Submit(submit) => {
@@ -347,6 +362,10 @@ impl Cli {
                     .threads
                     .layer(submit.identity.layer(submit.market.layer(layer)))
             }
+            Command::Message(message) => message.node.layer(common),
+            Command::File(file) => file.node.layer(common),
+            Command::Trust(trust) => trust.node.layer(common),
+            Command::Task(task) => task.node.layer(common),
             Command::Polo(polo) => polo.ask.layer(common),
             Command::Status(status) => common
                 .set(s::SOCKET, &status.socket)
@@ -363,6 +382,8 @@ impl Cli {
                 BenchCommand::Peers(peers) => peers.threads.layer(common),
                 BenchCommand::Tunnels(tunnels) => tunnels.threads.layer(common),
                 BenchCommand::TunnelsWorker(node) => node.layer(common),
+                BenchCommand::Registry(_) => common,
+                BenchCommand::RegistryServer(registry) => registry.layer(common),
             },
             Command::Doctor => common,
         }

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand, ValueEnum, ValueHint};
 use ramjet_bench::schedule::{Arrivals, RATE_MAX, RATE_MIN};
 
 use super::arg_groups::{IdentityArgs, MarketArgs, ThreadArgs};
-use super::args::{NodeArgs, duration, seconds};
+use super::args::{NodeArgs, RegistryArgs, duration, seconds};
 use super::settings::Layer;
 
 /// `ramjet bench`.
@@ -40,6 +40,11 @@ pub enum BenchCommand {
     /// The worker of `tunnels`, in a process of its own
     #[command(hide = true)]
     TunnelsWorker(Box<NodeArgs>),
+    /// A registry with 10,000 nodes that are alive: how long a lookup takes, memory of each node
+    Registry(RegistryLoadArgs),
+    /// The server of `registry`, in a process of its own
+    #[command(hide = true)]
+    RegistryServer(Box<RegistryArgs>),
 }
 
 /// How long and how often to measure.
@@ -366,6 +371,34 @@ pub struct TunnelsArgs {
     /// How the worker runs [default: pinned to a core, spin]
     #[command(flatten)]
     pub threads: ThreadArgs,
+    /// What to do about a disturbed machine
+    #[command(flatten)]
+    pub disturbed: DisturbedArgs,
+    /// Where a report goes
+    #[command(flatten)]
+    pub report: ReportArgs,
+}
+
+/// How many nodes, and how to load their registry.
+#[derive(Debug, Args)]
+pub struct RegistryLoadArgs {
+    /// Nodes, each with a key, an address and a connection of its own
+    #[arg(long, default_value_t = 10_000, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub nodes: u32,
+    /// Lookups a second, over all connections
+    #[arg(long, default_value_t = 2_000.0, value_name = "N", value_parser = rate)]
+    pub rate: f64,
+    /// Seconds of one run
+    #[arg(long, default_value_t = 2.0, value_name = "S", value_parser = seconds)]
+    pub seconds: f64,
+    /// Between two heartbeats of a node
+    #[arg(long, default_value = "60s", value_name = "TIME", value_parser = duration)]
+    pub heartbeat: Duration,
+    /// Pairs of runs, so many nodes and 100 at another registry, in the order A B B A
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(5..=100))]
+    pub pairs: u32,
     /// What to do about a disturbed machine
     #[command(flatten)]
     pub disturbed: DisturbedArgs,

@@ -15,7 +15,7 @@ use ramjet_proto::wire::limits::{CHANNELS_PER_TUNNEL_MAX, SLOTS_PER_CHANNEL_MAX}
 use super::exit::Failure;
 use super::settings::{self as s, Settings};
 use crate::handler::Skill;
-use crate::node::NodeConfig;
+use crate::node::{NodeConfig, ServiceConfig};
 use crate::skills;
 use crate::worker::{Idle, IoKind, IoOptions, Pages, Segmentation};
 
@@ -214,8 +214,10 @@ pub fn bare_node(registry: SocketAddr, identity: Identity, threads: Threads) -> 
         tunnels_max: 1_024,
         frames_per_datagram_max: u16::MAX,
         datagram_len_max: usize::MAX,
+        echo: true,
         state: None,
         socket: None,
+        services: ServiceConfig::NONE,
     }
 }
 
@@ -304,12 +306,26 @@ pub fn serving_node(
         tunnels_max: settings
             .number(s::TUNNELS_MAX, 1..=65_536)?
             .unwrap_or(bare.tunnels_max),
+        echo: settings.flag(s::ECHO)?.unwrap_or(bare.echo),
         state: Some(state_folder(settings)?),
         socket: Some(socket_path(settings)?),
+        services: services_of(settings)?,
         ..bare
     };
     check_advertisement(&config)?;
     Ok(config)
+}
+
+fn services_of(settings: &Settings) -> Result<ServiceConfig, Failure> {
+    let standard = ServiceConfig::default();
+    let flag = |setting, otherwise: bool| -> Result<bool, Failure> {
+        Ok(settings.flag(setting)?.unwrap_or(otherwise))
+    };
+    Ok(ServiceConfig {
+        exchange: flag(s::EXCHANGE, standard.exchange)?,
+        tasks: flag(s::TASKS, standard.tasks)?,
+        auto_approve: flag(s::AUTO_APPROVE, standard.auto_approve)?,
+    })
 }
 
 /// Looks for everything that [`serving_node`] would refuse, before an identity is made for it.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use ramjet_proto::polo::Policy;
 use ramjet_registry::{Config, Registry, RegistryHandle};
 
+use super::descriptors;
 use super::exit::Failure;
 use super::host::{BEACON_DEFAULT, REGISTRY_DEFAULT};
 use super::identity_file::create_folder;
@@ -103,6 +104,9 @@ pub fn stop(registry: RegistryHandle, output: &Output) -> Result<(), Failure> {
     Ok(())
 }
 
-fn start(config: Config) -> Result<RegistryHandle, Failure> {
+fn start(mut config: Config) -> Result<RegistryHandle, Failure> {
+    // A connection that was accepted and has no descriptor left for its work would only wait.
+    let places = &mut config.limits.connections_max;
+    *places = (*places).min(descriptors::for_connections());
     Registry::start(config).map_err(|error| Failure::environment(error.to_string()))
 }

@@ -2,7 +2,7 @@
 //!
 //! | part | holds |
 //! |---|---|
-//! | [`args`], [`arg_groups`], [`bench_args`], [`settings`] | what was typed; what it means |
+//! | [`args`], [`arg_groups`], [`agent_args`], [`bench_args`], [`settings`] | what was typed; what it means |
 //! | [`exit`], [`output`] | exit codes and failures; data and talk |
 //! | [`host`], [`market`], [`access`] | what starts; the registry inside; whom to ask |
 //! | [`identity_file`], [`signals`], [`notify`] | key file, signals, systemd |
@@ -14,11 +14,14 @@
 //! interface of the library, as any other program would.
 
 pub mod access;
+mod agent;
+pub mod agent_args;
 pub mod arg_groups;
 pub mod args;
 mod bench;
 pub mod bench_args;
 mod demo;
+mod descriptors;
 mod doctor;
 pub mod engage;
 mod engagements;
@@ -175,6 +178,10 @@ fn dispatch(cli: &Cli, settings: &Settings, output: &mut Output) -> Result<Exit,
         Command::Node(args) => node::run(args, settings, output),
         Command::Resolve(args) => resolve::run(args, settings, output),
         Command::Submit(args) => submit::run(args, settings, output),
+        Command::Message(args) => agent::message(args, settings, output),
+        Command::File(args) => agent::file(args, settings, output),
+        Command::Trust(args) => agent::trust(args, settings, output),
+        Command::Task(args) => agent::task(args, settings, output),
         Command::Polo(args) => polo::run(args, settings, output),
         Command::Status(_) => status::run(settings, output),
         Command::Engagements(args) => engagements::run(args, settings, output),

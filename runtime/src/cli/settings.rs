@@ -53,14 +53,17 @@ macro_rules! settings {
 settings! {
     ACCEPT_FROM "accept-from" "whom a skill serves beyond the polo gate";
     ALLOW_UNSIGNED_POLO "allow-unsigned-polo" "whether unsigned polo messages are taken";
+    AUTO_APPROVE "auto-approve" "whether every request for trust is approved";
     BEACON "beacon" "the UDP address of the beacon";
     BYTE_LOG "byte-log" "a file for every byte the registry receives";
     CAPABILITY "capability" "what a node says it can do";
     COLOR "color" "when to use colours";
     CORES "cores" "the cores to pin workers to";
     CREDITS "credits" "tasks that a worker lets one engagement have outstanding";
+    ECHO "echo" "whether streams to port 7 are sent back";
     ENDPOINT "endpoint" "the address that others send to";
     ENGAGEMENTS_MAX "engagements-max" "engagements a worker serves at a time";
+    EXCHANGE "exchange" "whether agents may send messages, files and tasks to port 1001";
     HOSTNAME "hostname" "the name of a node at the registry";
     IDENTITY "identity" "the file with the Ed25519 identity";
     IDLE "idle" "what a worker does when it has nothing to do";
@@ -81,6 +84,7 @@ settings! {
     SOCKET "socket" "the local socket of a node";
     STATE "state" "the folder for identity, receipts and the registry's log";
     TASK_READY "task-ready" "whether a node wants tasks";
+    TASKS "tasks" "whether agents may submit tasks to port 1003";
     TUNNELS_MAX "tunnels-max" "tunnels that one worker holds";
     UNSIGNED_MAX "unsigned-max" "results that a worker sends without a signed receipt";
     WORKERS "workers" "worker threads";

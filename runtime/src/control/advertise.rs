@@ -11,18 +11,32 @@ use ramjet_proto::market::{AcceptFrom, Advertisement};
 use ramjet_proto::time::Time;
 
 use super::engagements::Moment;
+use super::externals::Offered;
 use crate::handler::Skill;
 
 /// Pause after an advertisement that the registry did not take.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// What somebody can do: capabilities beside `skills`, and skills with their policies.
+#[derive(Clone, Debug, Default)]
+struct Said {
+    capabilities: BTreeMap<String, String>,
+    skills: Vec<(String, AcceptFrom)>,
+}
+
 /// The advertisement of one node.
 pub(crate) struct Advertiser {
+    own: Said,
+    /// What programs of the host say, by program.
+    external: BTreeMap<u32, Said>,
+    /// All of it together.
     capabilities: BTreeMap<String, String>,
     accept_from: BTreeMap<String, AcceptFrom>,
     lease_s: u32,
     sequence: u64,
     due_at: Time,
+    /// The registry holds capabilities of this node.
+    has_spoken: bool,
 }
 
 impl Advertiser {
@@ -32,22 +46,72 @@ impl Advertiser {
         capabilities: &BTreeMap<String, String>,
         lease_s: u32,
     ) -> Self {
-        let mut capabilities = capabilities.clone();
-        let names: Vec<&str> = skills.iter().map(|skill| skill.name.as_str()).collect();
-        if !names.is_empty() {
-            capabilities.insert("skills".to_owned(), names.join(","));
-        }
-        let accept_from = skills
-            .iter()
-            .map(|skill| (skill.name.clone(), skill.accept_from))
-            .collect();
-        Advertiser {
-            capabilities,
-            accept_from,
+        let own = Said {
+            capabilities: capabilities.clone(),
+            skills: skills
+                .iter()
+                .map(|skill| (skill.name.clone(), skill.accept_from))
+                .collect(),
+        };
+        let mut advertiser = Advertiser {
+            own,
+            external: BTreeMap::new(),
+            capabilities: BTreeMap::new(),
+            accept_from: BTreeMap::new(),
             lease_s,
             sequence: 0,
             due_at: Time::ZERO,
+            has_spoken: false,
+        };
+        advertiser.join();
+        advertiser
+    }
+
+    /// A program of the host says what it can do, or, without anything, no more.
+    ///
+    /// # Errors
+    /// What all of it together would break, and the bound; then nothing has changed.
+    pub(crate) fn external(&mut self, offered: Offered) -> Result<(), String> {
+        let Offered {
+            client,
+            capabilities,
+            skills,
+        } = offered;
+        let said = Said {
+            capabilities,
+            skills,
+        };
+        let before = self.external.clone();
+        if said.capabilities.is_empty() && said.skills.is_empty() {
+            self.external.remove(&client);
+        } else {
+            self.external.insert(client, said);
         }
+        self.join();
+        match self.refusal() {
+            None => Ok(()),
+            Some(refusal) => {
+                self.external = before;
+                self.join();
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Puts together what everybody says. What the operator configured stands.
+    fn join(&mut self) {
+        let all = || self.external.values().chain([&self.own]);
+        let mut capabilities: BTreeMap<String, String> =
+            all().flat_map(|said| said.capabilities.clone()).collect();
+        let skills = || [&self.own].into_iter().chain(self.external.values());
+        let names: Vec<&str> = skills()
+            .flat_map(|said| said.skills.iter().map(|(name, _)| name.as_str()))
+            .collect();
+        if !names.is_empty() {
+            capabilities.insert("skills".to_owned(), names.join(","));
+        }
+        self.accept_from = skills().flat_map(|said| said.skills.clone()).collect();
+        self.capabilities = capabilities;
     }
 
     /// What is wrong with what it would say.
@@ -67,16 +131,18 @@ impl Advertiser {
     }
 
     /// The advertisement to send now, if one is due. A node without capabilities has nothing to
-    /// say and says nothing.
+    /// say and says nothing, but once: that it has none any more.
     pub(crate) fn take_due(
         &mut self,
         node: NodeId,
         task_ready: bool,
         at: Moment,
     ) -> Option<Advertisement> {
-        if at.now < self.due_at || self.capabilities.is_empty() {
+        let silent = self.capabilities.is_empty();
+        if at.now < self.due_at || silent && !self.has_spoken {
             return None;
         }
+        self.has_spoken = !silent;
         // A clock that was set back must not make the next one look older.
         self.sequence = at.unix_ms.max(self.sequence + 1);
         self.due_at = at.now + self.renewal(self.lease_s);

@@ -3,18 +3,25 @@
 //! Each question travels with the closure that takes its answer, in one bounded queue; the caller
 //! waits with a time-out. The local socket's connections use the same queue from inside the thread.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError};
+use ramjet_proto::identity::PublicKey;
 use ramjet_proto::ids::{NodeId, OfferId};
 use ramjet_proto::market::message::{EngagementRow, Query, Standing, WorkerRow};
 use tokio::sync::mpsc;
 
 use super::ControlTimings;
+use super::agent::{AgentAsk, AgentRequest};
+use super::externals::Offered;
 use super::local_job::Verdicts;
+use super::pilot::Call;
+#[cfg(test)]
+use super::ports::Ports;
 use super::vocabulary::Histograms;
 use crate::node::{EngageEvent, EngageRequest, Engagement, NodeError, Status};
 
@@ -50,9 +57,55 @@ pub(crate) enum Ask {
     Standing(String, Respond<Standing>),
     Engagements(Option<String>, u32, Respond<Vec<EngagementRow>>),
     Trust(NodeId, Respond<()>),
+    /// A request on the Pilot connection, answered by the registry's reply as it is.
+    Call(Box<Call>, Respond<serde_json::Value>),
+    /// What the registry has been told of the node, to be said again when it registers again.
+    Remember(Said, Respond<()>),
+    /// What the node is, as local programs are told.
+    Card(Respond<Card>),
+    /// What a local program can do; answered by the places of its skills.
+    Skills(Offered, Respond<Vec<usize>>),
+    /// Whether the node wants tasks.
+    TaskReady(bool, Respond<()>),
+    /// A question to the services of plain agents.
+    Agent(Box<AgentAsk>),
     Status(Respond<Status>),
     Histograms(Respond<Histograms>),
+    /// Work on the control thread with the node's virtual ports; what takes time, it spawns there.
+    #[cfg(test)]
+    Ports(Box<dyn FnOnce(Ports) + Send>),
     Shutdown(Respond<()>),
+}
+
+/// What a local program had the node say of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Said {
+    /// Its name; empty for none.
+    Hostname(String),
+    /// Whether anyone may reach it.
+    Public(bool),
+    /// Its tags.
+    Tags(Vec<String>),
+    /// Whether it takes tasks: the flag of Pilot up to 1.9, and market tasks if it has skills.
+    TaskExec(bool),
+}
+
+/// What the node is, for local programs.
+#[derive(Clone, Debug)]
+pub(crate) struct Card {
+    pub(crate) node: NodeId,
+    pub(crate) address: String,
+    pub(crate) hostname: Option<String>,
+    pub(crate) owner: String,
+    pub(crate) key: PublicKey,
+    /// Where others send to.
+    pub(crate) endpoint: SocketAddr,
+    pub(crate) beacon: Option<SocketAddr>,
+    /// Whether its workers answer on the echo's port.
+    pub(crate) echo: bool,
+    pub(crate) uptime_s: u64,
+    /// Summed over the workers.
+    pub(crate) counters: BTreeMap<String, u64>,
 }
 
 /// What the thread publishes about its registration.
@@ -253,6 +306,13 @@ impl ControlHandle {
     pub(crate) fn trust(&self, node: NodeId) -> Result<(), NodeError> {
         self.ask("trust", self.shared.timings.ask, |respond| {
             Ask::Trust(node, respond)
+        })
+    }
+
+    pub(crate) fn agent(&self, request: AgentRequest) -> Result<serde_json::Value, NodeError> {
+        let limit = request.patience() + self.shared.timings.ask;
+        self.ask("agent", limit, |respond| {
+            Ask::Agent(Box::new(AgentAsk { request, respond }))
         })
     }
 

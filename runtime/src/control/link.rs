@@ -20,15 +20,19 @@ use ramjet_proto::market::message::{
     Standing, WorkerRow, prove_bytes,
 };
 use ramjet_proto::time::Time;
+use serde_json::json;
 
 use super::ControlTimings;
-use super::handle::Respond;
-use super::pilot::{self, Asker, PilotAsk, PilotReply, bounded};
+use super::handle::{Respond, Said};
+use super::pilot::{self, Asker, Call, PilotAsk, PilotReply, bounded};
 use super::pin::Pin;
 use super::transport::{Arrival, Order, Wire};
 
 /// Requests in flight on one connection; what goes beyond fails at once.
 pub(crate) const IN_FLIGHT_MAX: usize = 1_024;
+
+/// The number of a call whose reply nobody waits for.
+const NOBODYS_CALL: u64 = u64::MAX;
 
 /// What a market request was for.
 pub(crate) enum Tag {
@@ -74,6 +78,9 @@ pub(crate) struct LinkConfig {
     pub(crate) owner: String,
     pub(crate) hostname: Option<String>,
     pub(crate) public: bool,
+    /// What the registry is told beside these once somebody has said it.
+    pub(crate) tags: Option<Vec<String>>,
+    pub(crate) task_exec: Option<bool>,
     pub(crate) timings: ControlTimings,
 }
 
@@ -166,6 +173,21 @@ impl Link {
         self.last_error.clone()
     }
 
+    /// Its hostname, as last said.
+    pub(crate) fn hostname(&self) -> Option<&str> {
+        self.config.hostname.as_deref()
+    }
+
+    /// Remembers what the registry was told, for the next registration.
+    pub(crate) fn say(&mut self, said: Said) {
+        match said {
+            Said::Hostname(name) => self.config.hostname = (!name.is_empty()).then_some(name),
+            Said::Public(public) => self.config.public = public,
+            Said::Tags(tags) => self.config.tags = Some(tags),
+            Said::TaskExec(enabled) => self.config.task_exec = Some(enabled),
+        }
+    }
+
     /// Events by name since the start.
     pub(crate) fn counters(&self) -> &BTreeMap<&'static str, u64> {
         &self.counters
@@ -255,6 +277,15 @@ impl Link {
 
     /// Asks on the Pilot connection; the answer, or its absence, comes as [`News::Pilot`].
     pub(crate) fn ask_pilot(&mut self, ask: PilotAsk, now: Time) {
+        self.send_pilot(ask, now, |asker| asker.message(ask));
+    }
+
+    /// As [`Self::ask_pilot`], for the call with this number.
+    pub(crate) fn call_pilot(&mut self, number: u64, call: &Call, now: Time) {
+        self.send_pilot(PilotAsk::Call(number), now, |asker| asker.call(call));
+    }
+
+    fn send_pilot(&mut self, ask: PilotAsk, now: Time, word: impl FnOnce(&Asker<'_>) -> Vec<u8>) {
         let Some(generation) = self.pilot.generation.filter(|_| !self.pilot.dropping) else {
             self.news.push(News::Pilot(ask, Err(self.away_text())));
             return;
@@ -265,15 +296,14 @@ impl Link {
             self.news.push(News::Pilot(ask, Err(reason)));
             return;
         }
-        let message = Asker {
+        let message = word(&Asker {
             identity: &self.config.identity,
             node: self.node.unwrap_or_default(),
             listen: self.config.listen,
             owner: &self.config.owner,
             hostname: self.config.hostname.as_deref(),
             public: self.config.public,
-        }
-        .message(ask);
+        });
         self.pilot.waiting.push_back((ask, now));
         self.orders.push((
             Wire::Pilot,
@@ -421,7 +451,25 @@ impl Link {
         if self.config.hostname.is_some() {
             self.ask_pilot(PilotAsk::Hostname, now);
         }
+        self.say_again(node, now);
         self.say_hello(now);
+    }
+
+    /// Tells the registry what a local program had us say in an earlier registration.
+    fn say_again(&mut self, node: NodeId, now: Time) {
+        let tags = self.config.tags.as_ref().map(|tags| {
+            let message = json!({"type": "set_tags", "node_id": node, "tags": tags});
+            (message, format!("set_tags:{node}"))
+        });
+        let task_exec = self.config.task_exec.map(|enabled| {
+            let message = json!({"type": "set_task_exec", "node_id": node, "enabled": enabled});
+            (message, format!("set_task_exec:{node}"))
+        });
+        for (message, challenge) in tags.into_iter().chain(task_exec) {
+            let challenge = Some(challenge);
+            let call = Call { message, challenge };
+            self.call_pilot(NOBODYS_CALL, &call, now);
+        }
     }
 
     /// Begins the proof once both connections allow it.

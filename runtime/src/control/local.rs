@@ -2,8 +2,9 @@
 //!
 //! The socket file has mode 0600 and only its owner and root are heard, by the uid that the kernel
 //! names. A file that nobody listens on is replaced; one that somebody listens on is left alone.
-//! Each connection is a task of the control thread; `local_wire` has the protocol. It runs on
-//! tokio's own sockets: io_uring's accept is not offered for this family by tokio-uring.
+//! Each connection is a task of the control thread; `local_wire` has the protocol of ramjet's own
+//! clients, and `driver` serves those that begin with a frame of Pilot's. It runs on tokio's own
+//! sockets: io_uring's accept is not offered for this family by tokio-uring.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -22,6 +23,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use super::agent::AgentAsk;
+use super::driver::{Driver, Entrance};
 use super::handle::{Ask, ControlHandle, EVENTS_MAX, EngageAsk, EventSink, Respond};
 use super::local_job::{
     LocalAnswer, LocalEnds, LocalOutcome, LocalTask, Verdicts, WINDOW_MAX, channel_job,
@@ -117,7 +120,11 @@ impl Drop for LocalServer {
 ///
 /// # Errors
 /// The runtime cannot watch the socket.
-pub(crate) fn serve(listener: LocalListener, handle: ControlHandle) -> Result<LocalServer, String> {
+pub(crate) fn serve(
+    listener: LocalListener,
+    handle: ControlHandle,
+    driver: Driver,
+) -> Result<LocalServer, String> {
     let LocalListener {
         listener,
         path,
@@ -125,11 +132,12 @@ pub(crate) fn serve(listener: LocalListener, handle: ControlHandle) -> Result<Lo
     } = listener;
     let listener = UnixListener::from_std(listener)
         .map_err(|error| format!("socket {}: {error}", path.display()))?;
-    let accepting = tokio::task::spawn_local(accept(listener, uid, handle));
+    driver.open();
+    let accepting = tokio::task::spawn_local(accept(listener, uid, handle, driver));
     Ok(LocalServer { accepting, path })
 }
 
-async fn accept(listener: UnixListener, uid: u32, handle: ControlHandle) {
+async fn accept(listener: UnixListener, uid: u32, handle: ControlHandle, driver: Driver) {
     let open = Rc::new(());
     loop {
         let stream = match listener.accept().await {
@@ -155,11 +163,11 @@ async fn accept(listener: UnixListener, uid: u32, handle: ControlHandle) {
             Ok(_) => None,
         };
         let place = Rc::clone(&open);
-        let handle = handle.clone();
+        let (handle, driver) = (handle.clone(), driver.clone());
         tokio::task::spawn_local(async move {
             let outcome = match refusal {
                 Some(error) => refuse(stream, error).await,
-                None => converse(stream, handle).await,
+                None => welcome(stream, handle, &driver).await,
             };
             if let Err(error) = outcome {
                 tracing::debug!(%error, "local connection ended");
@@ -176,13 +184,32 @@ async fn refuse(mut stream: UnixStream, error: String) -> io::Result<()> {
     stream.write_all(&out).await
 }
 
-async fn converse(stream: UnixStream, handle: ControlHandle) -> io::Result<()> {
-    let (reader, mut writer) = stream.into_split();
-    let mut reader = BufReader::with_capacity(64 << 10, reader);
+/// Tells by the first frame which of the two protocols a client speaks: ours begins with JSON, and
+/// no driver command has its kind.
+async fn welcome(stream: UnixStream, handle: ControlHandle, driver: &Driver) -> io::Result<()> {
+    let (reader, writer) = stream.into_split();
+    let reader = BufReader::with_capacity(64 << 10, reader);
+    let mut entrance = Entrance { reader, writer };
+    let Some(first) = entrance.first(driver).await? else {
+        return Ok(());
+    };
+    let [prefix @ .., kind] = first;
+    if kind != KIND_JSON {
+        return driver.converse(entrance, first).await;
+    }
+    let Entrance { mut reader, writer } = entrance;
+    let body = read_body(&mut reader, prefix).await?;
+    converse(reader, writer, handle, body).await
+}
+
+async fn converse(
+    mut reader: BufReader<OwnedReadHalf>,
+    mut writer: OwnedWriteHalf,
+    handle: ControlHandle,
+    first: Vec<u8>,
+) -> io::Result<()> {
+    let (mut kind, mut body) = (KIND_JSON, first);
     loop {
-        let Some((kind, body)) = read_frame(&mut reader).await? else {
-            return Ok(());
-        };
         let reply = match parse(kind, &body) {
             Ok(LocalRequest::Submit(submit)) => {
                 return engage(reader, writer, handle, submit).await;
@@ -196,6 +223,10 @@ async fn converse(stream: UnixStream, handle: ControlHandle) -> io::Result<()> {
         let mut out = Vec::new();
         append_json(&mut out, &reply);
         writer.write_all(&out).await?;
+        match read_frame(&mut reader).await? {
+            Some(frame) => (kind, body) = frame,
+            None => return Ok(()),
+        }
     }
 }
 
@@ -213,7 +244,7 @@ fn parse(kind: u8, body: &[u8]) -> Result<LocalRequest, String> {
 }
 
 /// Puts a question to the control loop and waits for its answer, which always comes.
-async fn put<T: Send + 'static>(
+pub(crate) async fn put<T: Send + 'static>(
     handle: &ControlHandle,
     question: impl FnOnce(Respond<T>) -> Ask,
 ) -> Result<T, NodeError> {
@@ -247,6 +278,11 @@ async fn answer(handle: &ControlHandle, request: LocalRequest) -> LocalReply {
                 .await
                 .map(|engagements| LocalReply::Engagements { engagements })
         }
+        LocalRequest::Agent { request } => put(handle, |respond| {
+            Ask::Agent(Box::new(AgentAsk { request, respond }))
+        })
+        .await
+        .map(|answer| LocalReply::Agent { answer }),
         LocalRequest::Submit(_) | LocalRequest::End {} | LocalRequest::Cancel {} => {
             Err(NodeError("not a question".to_owned()))
         }
@@ -552,9 +588,14 @@ async fn read_frame(reader: &mut BufReader<OwnedReadHalf>) -> io::Result<Option<
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
         Err(error) => return Err(error),
     }
-    let len = frame_len(prefix)?;
     let kind = reader.read_u8().await?;
-    let mut body = vec![0; len - 1];
-    reader.read_exact(&mut body).await?;
+    let body = read_body(reader, prefix).await?;
     Ok(Some((kind, body)))
+}
+
+/// Reads what follows a frame's length and kind.
+async fn read_body(reader: &mut BufReader<OwnedReadHalf>, prefix: [u8; 4]) -> io::Result<Vec<u8>> {
+    let mut body = vec![0; frame_len(prefix)? - 1];
+    reader.read_exact(&mut body).await?;
+    Ok(body)
 }

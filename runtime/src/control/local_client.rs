@@ -12,6 +12,7 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
 use ramjet_proto::market::message::{EngagementRow, Query, Standing, WorkerRow};
 
+use super::agent::AgentRequest;
 use super::engagements::Events;
 use super::handle::{EVENTS_MAX, EventSink};
 use super::local_wire::{
@@ -104,6 +105,25 @@ impl LocalClient {
         let who = who.map(str::to_owned);
         match self.ask(&LocalRequest::Engagements { who, limit })? {
             LocalReply::Engagements { engagements } => Ok(engagements),
+            other => Err(self.odd(&other)),
+        }
+    }
+
+    /// As [`crate::node::Node::agent`].
+    ///
+    /// # Errors
+    /// As [`Self::status`], and what the services say.
+    pub fn agent(&self, request: AgentRequest) -> Result<serde_json::Value, NodeError> {
+        let mut stream = self.open()?;
+        let patience = request.patience() + REPLY_TIMEOUT;
+        stream
+            .set_read_timeout(Some(patience))
+            .map_err(|error| self.lost(&error))?;
+        let mut out = Vec::new();
+        append_json(&mut out, &LocalRequest::Agent { request });
+        write_out(&mut stream, &mut out).map_err(|error| self.lost(&error))?;
+        match self.reply(&mut stream)? {
+            LocalReply::Agent { answer } => Ok(answer),
             other => Err(self.odd(&other)),
         }
     }

@@ -27,6 +27,7 @@ use ramjet_proto::market::{Filter, Gate};
 use ramjet_proto::wire::limits::TASK_LEN_MAX;
 use serde::{Deserialize, Serialize};
 
+use super::agent::AgentRequest;
 use super::vocabulary::{CloseReason, Totals};
 use crate::job::{Refused, Timing, Verdict};
 use crate::node::{EngageEnd, EngageEvent, EngageOutcome, Status};
@@ -36,6 +37,9 @@ pub(crate) const KIND_TASK: u8 = 1;
 pub(crate) const KIND_ANSWER: u8 = 2;
 pub(crate) const KIND_VERDICT: u8 = 3;
 pub(crate) const KIND_PIECE: u8 = 4;
+/// A Pilot datagram for the programs of the host: what a client gets, of this or of the driver's
+/// protocol, before it has said which it speaks. No client of this protocol wants it.
+pub(crate) const KIND_DATAGRAM: u8 = 0x0C;
 
 /// What an answer frame holds before its bytes.
 const ANSWER_HEADER_LEN: usize = 8 + 1 + 8 + 8 + 8;
@@ -50,6 +54,7 @@ pub(crate) enum LocalRequest {
     Resolve { query: Query },
     Standing { who: String },
     Engagements { who: Option<String>, limit: u32 },
+    Agent { request: AgentRequest },
     Submit(LocalSubmit),
     End {},
     Cancel {},
@@ -83,6 +88,7 @@ pub(crate) enum LocalReply {
     Workers { workers: Vec<WorkerRow> },
     Standing { standing: Standing },
     Engagements { engagements: Vec<EngagementRow> },
+    Agent { answer: serde_json::Value },
     Submitted { offer: OfferId, window: usize },
     Event { event: LocalEvent },
     Error { error: String },
@@ -429,16 +435,21 @@ pub(crate) fn frame_len(prefix: [u8; 4]) -> io::Result<usize> {
     Ok(len)
 }
 
-/// Reads one frame: its kind and its body.
+/// Reads one frame of this protocol: its kind and its body.
 pub(crate) fn read_frame(stream: &mut impl Read) -> io::Result<(u8, Vec<u8>)> {
-    let mut prefix = [0; 4];
-    stream.read_exact(&mut prefix)?;
-    let mut kind = [0];
-    let len = frame_len(prefix)?;
-    stream.read_exact(&mut kind)?;
-    let mut body = vec![0; len - 1];
-    stream.read_exact(&mut body)?;
-    Ok((kind[0], body))
+    loop {
+        let mut prefix = [0; 4];
+        stream.read_exact(&mut prefix)?;
+        let mut kind = [0];
+        let len = frame_len(prefix)?;
+        stream.read_exact(&mut kind)?;
+        let mut body = vec![0; len - 1];
+        stream.read_exact(&mut body)?;
+        let [kind] = kind;
+        if kind != KIND_DATAGRAM {
+            return Ok((kind, body));
+        }
+    }
 }
 
 /// Writes `out` and empties it.

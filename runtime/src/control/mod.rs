@@ -8,11 +8,15 @@
 //! | `plane` | every decision, as a state machine without input or output |
 //! | `requester`, `accounting` | our engagements, and their account |
 //! | `serving`, `peers` | engagements that we serve; who a peer is and where |
+//! | `agent` | the services that plain Pilot agents speak, above the ports |
 //! | `observe`, `shutdown` | what a node says of itself; its end |
 //! | `engagements` | the tables of both |
+//! | `externals` | skills that programs of the host run |
 //! | `receipts`, `settle`, `spool`, `pin` | the account of an engagement: its rules, its way to the registry, its place on disk; the registry's key beside it |
 //! | `link`, `pilot`, `transport`, `backoff` | the registry: protocol state, Pilot messages, framed TCP |
 //! | `advertise` | what the node says of itself |
+//! | `ports` | virtual ports: Pilot streams and datagrams, for services on this thread |
+//! | `driver` | the driver socket: Pilot's own programs, and those in other languages, at this node |
 //! | `local`, [`local_client`], `local_wire`, `local_job` | the local socket: both ends, their protocol, the job between |
 //! | [`query`], [`member`] | questions to a registry, and a node's own business there, without a running node |
 //!
@@ -23,8 +27,11 @@
 
 mod accounting;
 mod advertise;
+pub(crate) mod agent;
 mod backoff;
+mod driver;
 mod engagements;
+mod externals;
 mod handle;
 mod link;
 mod local;
@@ -34,9 +41,10 @@ mod local_wire;
 pub mod member;
 mod observe;
 mod peers;
-mod pilot;
+pub(crate) mod pilot;
 mod pin;
 mod plane;
+pub(crate) mod ports;
 pub mod query;
 mod receipts;
 mod requester;
@@ -48,7 +56,7 @@ mod spool;
 mod tests;
 mod thread;
 mod timings;
-mod transport;
+pub(crate) mod transport;
 pub mod vocabulary;
 
 pub use handle::ControlHandle;

@@ -145,12 +145,7 @@ impl Plane {
             registry: (around.registry, self.link.is_ready()),
             polo: self.polo,
             task_ready: self.config.task_ready && self.closed_for_work().is_none(),
-            skills: self
-                .config
-                .skills
-                .iter()
-                .map(|(name, _)| name.clone())
-                .collect(),
+            skills: self.skill_names().map(str::to_owned).collect(),
             workers: (self.config.workers, around.io.into(), around.idle.into()),
             uptime_s: around.uptime_s,
             spooled: self.spool.waiting(),

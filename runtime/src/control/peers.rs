@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 
 use ramjet_proto::identity::PublicKey;
 use ramjet_proto::ids::NodeId;
+use serde_json::Value;
 
 use super::engagements::Moment;
 use super::handle::Respond;
-use super::pilot::{PilotAsk, PilotReply};
+use super::pilot::{Call, PilotAsk, PilotReply};
 use super::plane::Plane;
 use super::vocabulary::Command;
 use crate::node::NodeError;
@@ -31,13 +32,28 @@ impl Plane {
         self.digest(at);
     }
 
-    /// Remembers where a node is and tells its worker.
+    /// Passes a call on to the registry.
+    pub(crate) fn call(&mut self, call: &Call, respond: Respond<Value>, at: Moment) {
+        let number = self.next_call;
+        self.next_call += 1;
+        self.calls.insert(number, respond);
+        self.link.call_pilot(number, call, at.now);
+        self.digest(at);
+    }
+
+    /// Remembers where a node is and tells its worker. A private node's address, once told, is not
+    /// forgotten because a lookup hides it.
     pub(crate) fn introduce(&mut self, node: NodeId, key: PublicKey, endpoint: Option<SocketAddr>) {
+        let told = self.directory.get(&node).and_then(|(_, told)| *told);
+        let endpoint = endpoint.or(told);
         if self.directory.len() >= DIRECTORY_MAX && !self.directory.contains_key(&node) {
             // Any one may go: it costs a question to the registry when it is wanted again.
-            self.directory.pop_first();
+            if let Some((forgotten, _)) = self.directory.pop_first() {
+                self.fresh.remove(&forgotten);
+            }
         }
         self.directory.insert(node, (key, endpoint));
+        self.fresh.insert(node);
         self.command(
             node,
             Command::Peer {
@@ -72,7 +88,10 @@ impl Plane {
                     endpoint,
                 },
             );
-            return;
+            if self.fresh.remove(&node) {
+                return;
+            }
+            // Asked for again: what we know did not do, or the node has moved.
         }
         if self.looking_up.len() < DIRECTORY_MAX && self.looking_up.insert(node) {
             self.link.ask_pilot(PilotAsk::Lookup(node), at.now);
@@ -88,6 +107,7 @@ impl Plane {
                 match reply {
                     Ok(PilotReply::Found { key, endpoint }) => {
                         self.introduce(node, key, endpoint);
+                        self.fresh.remove(&node);
                         if endpoint.is_none() {
                             self.link.ask_pilot(PilotAsk::Resolve(node), at.now);
                         }
@@ -110,6 +130,7 @@ impl Plane {
             PilotAsk::Resolve(node) => match (reply, self.directory.get(&node)) {
                 (Ok(PilotReply::Endpoint(endpoint)), Some((key, _))) => {
                     self.introduce(node, *key, Some(endpoint));
+                    self.fresh.remove(&node);
                 }
                 // A private node that does not trust us: it has to come to us.
                 _ => self.count("endpoints_hidden"),
@@ -126,6 +147,18 @@ impl Plane {
                     }
                     Ok(other) => Err(NodeError(format!("trust with node {node}: {other:?}"))),
                     Err(why) => Err(NodeError(format!("trust with node {node}: {why}"))),
+                });
+            }
+            PilotAsk::Call(number) => {
+                let Some(respond) = self.calls.remove(&number) else {
+                    return;
+                };
+                respond(match reply {
+                    Ok(PilotReply::Value(value)) => Ok(value),
+                    Ok(PilotReply::Refused(why) | PilotReply::Unreadable(why)) | Err(why) => {
+                        Err(NodeError(why))
+                    }
+                    Ok(other) => Err(NodeError(format!("unfitting reply: {other:?}"))),
                 });
             }
             PilotAsk::Register

@@ -24,6 +24,17 @@ pub(crate) enum PilotAsk {
     /// The endpoint of a node that has to let us see it.
     Resolve(NodeId),
     Trust(NodeId),
+    /// A message that its asker wrote: the call's number, for the way back.
+    Call(u64),
+}
+
+/// A request to the registry that its asker words itself, and whose reply it reads itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Call {
+    /// The message with its `type`, without a signature.
+    pub(crate) message: Value,
+    /// The text that the node signs, if the registry wants it signed.
+    pub(crate) challenge: Option<String>,
 }
 
 /// Who asks.
@@ -38,7 +49,16 @@ pub(crate) struct Asker<'a> {
 }
 
 impl Asker<'_> {
-    /// The JSON of one request.
+    /// The JSON of a worded request.
+    pub(crate) fn call(&self, call: &Call) -> Vec<u8> {
+        let mut message = call.message.clone();
+        if let (Some(challenge), Some(members)) = (&call.challenge, message.as_object_mut()) {
+            members.insert("signature".to_owned(), Value::from(self.sign(challenge)));
+        }
+        message.to_string().into_bytes()
+    }
+
+    /// The JSON of one request; nothing for a [`PilotAsk::Call`], whose words are with its asker.
     pub(crate) fn message(&self, ask: PilotAsk) -> Vec<u8> {
         let node = self.node;
         let value = match ask {
@@ -74,6 +94,7 @@ impl Asker<'_> {
                 "type": "report_trust", "node_id": node, "peer_id": peer,
                 "signature": self.sign(&format!("report_trust:{node}:{peer}")),
             }),
+            PilotAsk::Call(_) => return Vec::new(),
         };
         value.to_string().into_bytes()
     }
@@ -96,7 +117,11 @@ pub(crate) enum PilotReply {
         endpoint: Option<SocketAddr>,
     },
     Endpoint(SocketAddr),
+    /// The node can only be reached over the beacon.
+    RelayOnly,
     Done,
+    /// The whole reply to a [`Call`].
+    Value(Value),
     /// The registry's own words.
     Refused(String),
     /// Not a reply to what was asked: what is wrong with it.
@@ -121,6 +146,7 @@ pub(crate) fn read(ask: PilotAsk, message: &[u8]) -> PilotReply {
     match ask {
         PilotAsk::Register => registered(&value),
         PilotAsk::Lookup(_) => found(&value),
+        PilotAsk::Resolve(_) if is_relay_only(&value) => PilotReply::RelayOnly,
         PilotAsk::Resolve(_) => match endpoint(&value, "real_addr") {
             Some(endpoint) => PilotReply::Endpoint(endpoint),
             None => PilotReply::Unreadable("resolve without a real_addr of ip:port".to_owned()),
@@ -128,6 +154,7 @@ pub(crate) fn read(ask: PilotAsk, message: &[u8]) -> PilotReply {
         PilotAsk::Visibility | PilotAsk::Hostname | PilotAsk::Heartbeat | PilotAsk::Trust(_) => {
             PilotReply::Done
         }
+        PilotAsk::Call(_) => PilotReply::Value(value),
     }
 }
 
@@ -153,10 +180,14 @@ fn found(value: &Value) -> PilotReply {
     match key {
         Some(key) => PilotReply::Found {
             key,
-            endpoint: endpoint(value, "real_addr"),
+            endpoint: endpoint(value, "real_addr").filter(|_| !is_relay_only(value)),
         },
         None => PilotReply::Unreadable("lookup without a 32-byte public_key".to_owned()),
     }
+}
+
+fn is_relay_only(value: &Value) -> bool {
+    value.get("relay_only").and_then(Value::as_bool) == Some(true)
 }
 
 fn endpoint(value: &Value, member: &str) -> Option<SocketAddr> {
@@ -259,6 +290,11 @@ mod tests {
         let private = read(
             PilotAsk::Resolve(NodeId(1)),
             br#"{"type":"resolve_ok","real_addr":1}"#,
+        );
+        let relayed = br#"{"type":"resolve_ok","real_addr":"10.0.0.1:4000","relay_only":true}"#;
+        assert_eq!(
+            read(PilotAsk::Resolve(NodeId(1)), relayed),
+            PilotReply::RelayOnly
         );
         assert!(matches!(private, PilotReply::Unreadable(_)));
     }

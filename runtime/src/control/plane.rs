@@ -22,7 +22,8 @@ use ramjet_proto::time::Time;
 use super::ControlTimings;
 use super::advertise::Advertiser;
 use super::engagements::{Accepting, Moment, Requesting, Serving};
-use super::handle::{Ask, Respond};
+use super::externals::Externals;
+use super::handle::{Ask, Respond, Said};
 use super::link::{Link, News, Tag, kind};
 use super::observe::Observer;
 use super::settle::Settler;
@@ -74,6 +75,7 @@ pub(crate) struct Plane {
     /// earlier says so here.
     pub(crate) serving_due: Time,
     pub(crate) accepting: BTreeMap<OfferId, Accepting>,
+    pub(crate) externals: Externals,
     pub(crate) observer: Observer,
     pub(crate) drain: Option<Drain>,
     /// Workers whose thread has ended.
@@ -86,8 +88,13 @@ pub(crate) struct Plane {
     pub(crate) registry_fault: Option<String>,
     releases: BTreeMap<EngagementId, Release>,
     pub(crate) directory: BTreeMap<NodeId, (PublicKey, Option<SocketAddr>)>,
+    /// Those of the directory that no worker has asked for since they were learned.
+    pub(crate) fresh: BTreeSet<NodeId>,
     pub(crate) looking_up: BTreeSet<NodeId>,
     pub(crate) trusts: Vec<(NodeId, Respond<()>)>,
+    /// Calls whose reply is awaited, by number; the link bounds how many.
+    pub(crate) calls: BTreeMap<u64, Respond<serde_json::Value>>,
+    pub(crate) next_call: u64,
     commands: Vec<(usize, Command)>,
     /// Commands that carry a receipt: released by [`Self::commit`].
     deferred: Vec<(usize, Command)>,
@@ -130,6 +137,7 @@ impl Plane {
             serving: BTreeMap::new(),
             serving_due: Time::NEVER,
             accepting: BTreeMap::new(),
+            externals: Externals::default(),
             observer,
             drain: None,
             ended: BTreeSet::new(),
@@ -138,8 +146,11 @@ impl Plane {
             registry_fault: None,
             releases: BTreeMap::new(),
             directory: BTreeMap::new(),
+            fresh: BTreeSet::new(),
             looking_up: BTreeSet::new(),
             trusts: Vec::new(),
+            calls: BTreeMap::new(),
+            next_call: 0,
             commands: Vec::new(),
             deferred: Vec::new(),
             counters: BTreeMap::new(),
@@ -164,12 +175,31 @@ impl Plane {
                 self.question(Tag::Engagements(respond), body, at);
             }
             Ask::Trust(peer, respond) => self.trust(peer, respond, at),
+            Ask::Call(call, respond) => self.call(&call, respond, at),
+            Ask::Remember(said, respond) => self.remember(said, respond, at),
+            Ask::Skills(offered, respond) => self.offer_skills(offered, respond, at),
+            Ask::TaskReady(ready, respond) => self.set_task_ready(ready, respond, at),
             Ask::Status(respond) => self.observe(super::observe::Look::Status(respond), at),
             Ask::Histograms(respond) => {
                 self.observe(super::observe::Look::Histograms(respond), at);
             }
             Ask::Shutdown(respond) => self.shut_down(respond, at),
+            #[cfg(test)]
+            Ask::Ports(_) => unreachable!("the shell takes it"),
+            Ask::Agent(_) | Ask::Card(_) => {
+                unreachable!("the thread answers these itself")
+            }
         }
+    }
+
+    /// Remembers what a local program had the node say.
+    fn remember(&mut self, said: Said, respond: Respond<()>, at: Moment) {
+        if let Said::TaskExec(enabled) = said {
+            self.config.task_ready = enabled && self.skill_names().next().is_some();
+            self.advertiser.hurry(at.now);
+        }
+        self.link.say(said);
+        respond(Ok(()));
     }
 
     fn question(&mut self, tag: Tag, body: RequestBody, at: Moment) {
@@ -251,6 +281,7 @@ impl Plane {
             Report::Drained { worker } => self.drained(worker, at),
             Report::Histograms { worker, histograms } => self.observer.take(worker, histograms),
             Report::Stopped { worker, error } => self.worker_stopped(worker, error, at),
+            Report::Stream(_) => unreachable!("the thread keeps these for its ports"),
         }
     }
 

@@ -4,9 +4,10 @@
 //! then acts in the order that keeps its promise: receipts to disk, commands to workers, orders to
 //! the connections, answers to callers. It is the only part of control that reads a clock.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::UdpSocket;
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,16 +19,20 @@ use tokio::sync::mpsc;
 
 use super::ControlTimings;
 use super::advertise::Advertiser;
+use super::agent::{self, AgentSetup, NodeHost, Opened, Pace};
+use super::driver::external::{self, Places};
+use super::driver::{self, Driver};
 use super::engagements::Moment;
-use super::handle::{ASKS_MAX, Ask, ControlHandle, Shared};
+use super::handle::{ASKS_MAX, Ask, Card, ControlHandle, Shared};
 use super::link::{Link, LinkConfig};
 use super::local::{self, LocalListener};
 use super::observe::{Look, Surroundings};
 use super::pin::Pin;
 use super::plane::{Plane, PlaneConfig};
+use super::ports::Ports;
 use super::spool::{ENTRIES_MAX, Spool};
 use super::transport::{Arrival, Backend, Dial, Order, QUEUE_MAX, Wire, dial};
-use super::vocabulary::Command;
+use super::vocabulary::{Command, Report};
 use crate::handler::{Placement, Skill};
 use crate::node::{NodeConfig, NodeError};
 use crate::worker::{
@@ -61,6 +66,7 @@ pub(crate) fn start(
         .and_then(UdpSocket::local_addr)
         .map_err(|error| NodeError(format!("listen {}: {error}", config.listen)))?;
     let plane = plane(&config, listen, timings).map_err(NodeError)?;
+    let services = services(&config).map_err(NodeError)?;
     let socket = match &config.socket {
         Some(path) => Some(local::bind(path).map_err(NodeError)?),
         None => None,
@@ -75,6 +81,7 @@ pub(crate) fn start(
         config,
         plane,
         trains,
+        services,
         sockets,
         socket,
         asks: asks_inbox,
@@ -165,6 +172,8 @@ fn plane(
             owner: config.owner.clone(),
             hostname: config.hostname.clone(),
             public: config.public,
+            tags: None,
+            task_exec: None,
             timings,
         },
         pin,
@@ -202,6 +211,18 @@ fn try_trains(config: &NodeConfig) -> Trains {
     trains
 }
 
+/// The services of a node for plain agents, with their state directory.
+fn services(config: &NodeConfig) -> Result<Opened, String> {
+    Opened::open(AgentSetup {
+        services: config.services,
+        state: config.state.clone(),
+        public: config.public,
+        skills: config.skills.clone().into(),
+        threads: config.pool_threads,
+        pace: Pace::default(),
+    })
+}
+
 /// Entropy for offer ids and for the spread of pauses.
 fn entropy() -> u64 {
     let mut bytes = [0; 8];
@@ -213,6 +234,7 @@ struct Seed {
     config: NodeConfig,
     plane: Plane,
     trains: Trains,
+    services: Opened,
     sockets: Vec<UdpSocket>,
     socket: Option<LocalListener>,
     asks: mpsc::Receiver<Ask>,
@@ -250,15 +272,33 @@ async fn control(seed: Seed, backend: Backend) -> Result<(), String> {
             arrivals: arrivals_sender.clone(),
         })
     });
+    let (senders, reports) = worker::reports(seed.config.workers);
+    let ports = Ports::new(seed.config.workers);
+    let host = NodeHost {
+        ports: ports.clone(),
+        handle: seed.handle.clone(),
+        identity: Arc::clone(&seed.config.identity),
+    };
+    let services = agent::start(host.clone(), seed.services)?;
+    let places = Places::new();
+    let (mut config, mut plane) = (seed.config, seed.plane);
+    if config.socket.is_some() {
+        config.skills.extend(places.skills());
+        plane.reserve_externals();
+    }
+    let driver = Driver::new(host, Rc::clone(&services.agent), places);
+    let driver_counters = driver.counters();
     let local = match seed.socket {
-        Some(listener) => Some(local::serve(listener, seed.handle.clone())?),
+        Some(listener) => Some(local::serve(listener, seed.handle.clone(), driver)?),
         None => None,
     };
-    let (senders, reports) = worker::reports(seed.config.workers);
     let mut shell = Shell {
-        backlog: (0..seed.config.workers).map(|_| VecDeque::new()).collect(),
-        config: seed.config,
-        plane: seed.plane,
+        ports,
+        services,
+        driver_counters,
+        backlog: (0..config.workers).map(|_| VecDeque::new()).collect(),
+        config,
+        plane,
         shared: seed.handle.shared,
         trains: seed.trains,
         unstarted: Some((seed.sockets, senders)),
@@ -282,6 +322,9 @@ async fn control(seed: Seed, backend: Backend) -> Result<(), String> {
 struct Shell {
     config: NodeConfig,
     plane: Plane,
+    ports: Ports,
+    services: agent::Running<NodeHost>,
+    driver_counters: driver::Counters,
     shared: Arc<Shared>,
     trains: Trains,
     /// Sockets and queues of the workers until the node has its number.
@@ -326,18 +369,19 @@ impl Shell {
                 return Ok(());
             }
             // A caller's answer may have made more work in this very turn.
-            more |= !self.unsent.is_empty();
+            more |= !self.unsent.is_empty() || !self.ports.flush();
             if more {
                 tokio::task::yield_now().await;
                 continue;
             }
             let next_tick = last_tick.unwrap_or(now) + self.tick();
             tokio::select! {
-                Some(ask) = self.asks.recv() => self.plane.ask(ask, moment()),
+                Some(ask) = self.asks.recv() => self.ask(ask, moment()),
                 Some((wire, arrival)) = self.arrivals.recv() => {
                     self.plane.arrival(wire, arrival, moment());
                 }
                 () = self.reports.ready() => {}
+                () = self.ports.waits() => {}
                 () = tokio::time::sleep_until(next_tick) => {}
             }
         }
@@ -357,7 +401,7 @@ impl Shell {
         for _ in 0..TURN_MAX {
             let mut idle = true;
             if let Some(report) = self.reports.pop() {
-                self.plane.report(report, at);
+                self.report(report, at);
                 idle = false;
             }
             if let Ok((wire, arrival)) = self.arrivals.try_recv() {
@@ -365,7 +409,7 @@ impl Shell {
                 idle = false;
             }
             if let Ok(ask) = self.asks.try_recv() {
-                self.plane.ask(ask, at);
+                self.ask(ask, at);
                 idle = false;
             }
             if idle {
@@ -373,6 +417,33 @@ impl Shell {
             }
         }
         true
+    }
+
+    /// What a worker reports, to whom it concerns.
+    fn report(&mut self, report: Report, at: Moment) {
+        match report {
+            Report::Stream(report) => self.ports.report(report),
+            Report::Stopped { worker, error } => {
+                self.ports.worker_ended(worker);
+                self.plane.report(Report::Stopped { worker, error }, at);
+            }
+            report => self.plane.report(report, at),
+        }
+    }
+
+    /// A caller's question, to whom it concerns.
+    fn ask(&mut self, ask: Ask, at: Moment) {
+        match ask {
+            #[cfg(test)]
+            Ask::Ports(work) => work(self.ports.clone()),
+            Ask::Agent(ask) => self.services.agent.ask(*ask),
+            Ask::Trust(peer, respond) => {
+                self.services.agent.trust_named(peer);
+                self.plane.ask(Ask::Trust(peer, respond), at);
+            }
+            Ask::Card(respond) => respond(Ok(self.card())),
+            ask => self.plane.ask(ask, at),
+        }
     }
 
     /// Starts the workers once the node has its number, which every datagram of theirs carries.
@@ -404,13 +475,21 @@ impl Shell {
                 tunnels_max: self.config.tunnels_max,
                 frames_per_datagram_max: self.config.frames_per_datagram_max,
                 datagram_len_max: self.config.datagram_len_max,
+                echo: self.config.echo,
+                public: self.config.public,
             });
         if uses_pool(&self.config.skills) {
-            let pool = Pool::start(self.config.pool_threads, self.config.workers)
-                .map_err(|error| format!("pool of {}: {error}", self.config.pool_threads))?;
+            let mut threads = self.config.pool_threads;
+            if self.config.socket.is_some() {
+                threads = threads.max(external::THREADS_MIN);
+            }
+            let pool = Pool::start(threads, self.config.workers)
+                .map_err(|error| format!("pool of {threads}: {error}"))?;
             self.pool = Some(pool);
         }
         self.workers = worker::spawn_group(plans.collect(), senders, self.pool.as_ref())?;
+        self.ports
+            .start(self.workers.iter().map(WorkerHandle::mailbox));
         Ok(())
     }
 
@@ -481,17 +560,43 @@ impl Shell {
         }
     }
 
-    fn surroundings(&self) -> Surroundings {
-        let mut worker_counters = std::collections::BTreeMap::new();
+    /// The workers' counters, summed.
+    fn worker_counters(&self) -> BTreeMap<String, u64> {
+        let mut counters = BTreeMap::new();
         for worker in &self.workers {
             for (name, count) in worker.counters() {
-                *worker_counters.entry(name).or_default() += count;
+                *counters.entry(name).or_default() += count;
             }
         }
+        counters
+    }
+
+    fn card(&self) -> Card {
+        Card {
+            node: self.plane.node,
+            address: self.plane.address.clone(),
+            hostname: self.plane.link.hostname().map(str::to_owned),
+            owner: self.config.owner.clone(),
+            key: self.config.identity.public(),
+            endpoint: self.config.endpoint.unwrap_or(self.shared.listen),
+            beacon: self.config.beacon,
+            echo: self.config.echo,
+            uptime_s: self.started.elapsed().as_secs(),
+            counters: self.worker_counters(),
+        }
+    }
+
+    fn surroundings(&self) -> Surroundings {
+        let mut worker_counters = self.worker_counters();
+        for (name, count) in self.driver_counters.borrow().iter() {
+            worker_counters.insert(format!("control_{name}"), *count);
+        }
+        let dropped = self.ports.datagrams_dropped();
+        worker_counters.insert("control_pilot_datagrams_dropped".to_owned(), dropped);
         Surroundings {
             registry: self.config.registry,
             listen: self.shared.listen,
-            hostname: self.config.hostname.clone(),
+            hostname: self.plane.link.hostname().map(str::to_owned),
             io: match self.config.io {
                 IoKind::Uring => "uring",
                 IoKind::Mmsg => "mmsg",

@@ -33,6 +33,11 @@ pub struct ControlTimings {
     pub drain: Duration,
     /// How long a caller waits for the answer to a question.
     pub ask: Duration,
+    /// How long a driver client may leave what waits for it unread: it holds the windows of its
+    /// streams closed meanwhile.
+    pub client_stall: Duration,
+    /// How long the streams and answers of a driver client that left may take.
+    pub client_linger: Duration,
 }
 
 impl Default for ControlTimings {
@@ -51,6 +56,8 @@ impl Default for ControlTimings {
             open: Duration::from_secs(30),
             drain: Duration::from_secs(10),
             ask: Duration::from_secs(10),
+            client_stall: Duration::from_secs(30),
+            client_linger: Duration::from_secs(10),
         }
     }
 }

@@ -4,6 +4,8 @@
 //! its own per worker; a full queue is counted (`control_busy`) and never blocks a worker. A tunnel
 //! to node `n` lives on worker `n mod workers`, so control always knows whom to tell.
 
+mod streams;
+
 use std::net::SocketAddr;
 
 use hdrhistogram::Histogram;
@@ -13,6 +15,10 @@ use ramjet_proto::market::RECEIPT_LEN;
 
 pub use ramjet_proto::engagement::Totals;
 pub use ramjet_proto::frame::kind::CloseReason;
+pub use streams::{
+    ConnectionRow, DatagramFault, DialFault, PeerRow, Reach, StreamCommand, StreamEnd, StreamId,
+    StreamReport,
+};
 
 use crate::job::Job;
 
@@ -122,6 +128,8 @@ pub enum Command {
     Drain,
     /// Swaps the worker's histograms for these empty ones and reports the full ones.
     TakeHistograms(Box<Histograms>),
+    /// About Pilot streams and datagrams.
+    Stream(StreamCommand),
     /// Ends the thread after the current turn.
     Stop,
 }
@@ -139,6 +147,7 @@ impl std::fmt::Debug for Command {
             Command::Close { .. } => "Close",
             Command::Drain => "Drain",
             Command::TakeHistograms(_) => "TakeHistograms",
+            Command::Stream(_) => "Stream",
             Command::Stop => "Stop",
         })
     }
@@ -231,6 +240,8 @@ pub enum Report {
         /// Full.
         histograms: Box<Histograms>,
     },
+    /// About Pilot streams and datagrams.
+    Stream(StreamReport),
     /// The thread has ended: told to, or by an environment error that is named.
     Stopped {
         /// Which worker.

@@ -293,6 +293,19 @@ impl Channels {
         }
     }
 
+    /// Whether an engagement of ours, or one that we serve, runs in a tunnel.
+    pub fn has_admitted(&self, tunnel: TunnelHandle) -> bool {
+        let admitted = |channel: &Channel| match &channel.end {
+            End::Request(end) => end.slots.is_some(),
+            End::Serve(end) => end.slots.is_some(),
+        };
+        (0..CHANNELS_PER_TUNNEL_MAX)
+            .filter_map(|number| u16::try_from(number).ok().map(ChannelId))
+            .flat_map(|number| [(number, Side::Requester), (number, Side::Worker)])
+            .filter_map(|(number, side)| self.find(tunnel, side, number))
+            .any(|place| self.at(place).is_some_and(admitted))
+    }
+
     /// Wakes every channel in a tunnel: it has just come up, or its path says more.
     pub fn wake_tunnel(&mut self, tunnel: TunnelHandle, at: Time) {
         for number in (0..CHANNELS_PER_TUNNEL_MAX).filter_map(|number| u16::try_from(number).ok()) {

@@ -62,6 +62,14 @@ counters! {
     PathProbes => "path_probes",
     /// Nanoseconds in turns that did something: spinning and sleeping are not in it.
     BusyNs => "busy_ns",
+    /// Streams that peers opened.
+    StreamsAccepted => "streams_accepted",
+    /// Streams that were dialed.
+    StreamsDialed => "streams_dialed",
+    /// Bytes of streams that arrived in order.
+    StreamBytesReceived => "stream_bytes_received",
+    /// Bytes of streams that left for the first time.
+    StreamBytesSent => "stream_bytes_sent",
     /// Times the worker slept.
     Parks => "parks",
     /// Times the kernel found no receive buffer.

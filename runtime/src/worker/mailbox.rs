@@ -230,6 +230,24 @@ pub fn reports(workers: usize) -> (Vec<ReportSender>, ReportReceiver) {
     (senders, ReportReceiver { queues, notify })
 }
 
+/// The way into a worker's queue of commands, for those who do not hold the worker.
+#[derive(Clone, Debug)]
+pub struct Mailbox {
+    inbox: Arc<Inbox>,
+}
+
+impl Mailbox {
+    /// Queues a command and wakes the worker.
+    ///
+    /// # Errors
+    /// The command, if 1,024 wait already.
+    pub fn send(&self, command: Command) -> Result<(), Command> {
+        self.inbox.commands.push(command)?;
+        self.inbox.waker.wake();
+        Ok(())
+    }
+}
+
 /// A running worker, as control holds it.
 #[derive(Debug)]
 pub struct WorkerHandle {
@@ -239,6 +257,13 @@ pub struct WorkerHandle {
 }
 
 impl WorkerHandle {
+    /// Its mailbox.
+    pub fn mailbox(&self) -> Mailbox {
+        Mailbox {
+            inbox: Arc::clone(&self.inbox),
+        }
+    }
+
     /// Queues a command and wakes the worker.
     ///
     /// # Errors

@@ -15,6 +15,7 @@
 //! | [`arena`] | the memory shared with the kernel |
 //! | [`rooms`], [`serve`], [`request`], [`timers`] | rooms 4 to 7, at either end of an engagement |
 //! | [`outbox`] | rooms 7 to 9 |
+//! | [`streams`] | Pilot streams, datagrams and the echo of port 7 |
 //! | [`order`] | in which order the trains of a batch are walked |
 //! | [`pump`], [`paths`] | who sends how much in a turn, and what each path may carry |
 //! | [`channels`], [`deadlines`] | the table of engagements, and when each wants to be looked at |
@@ -30,6 +31,7 @@ pub mod arena;
 pub mod channels;
 pub mod counters;
 mod deadlines;
+mod forward;
 pub mod io;
 pub mod mailbox;
 pub mod mmsg;
@@ -44,15 +46,16 @@ pub mod ring;
 pub mod rooms;
 mod serve;
 pub mod socket;
+pub mod streams;
 mod timers;
 pub mod trains;
 mod turn;
 mod wake;
 
+pub use forward::owner_of;
 pub use mailbox::{ReportReceiver, ReportSender, WorkerHandle, reports};
 pub use pool::Pool;
 pub use socket::bind_group;
-pub use turn::owner_of;
 
 use std::net::{SocketAddr, UdpSocket};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -75,6 +78,7 @@ use self::paths::Paths;
 use self::pool::{JOBS_PER_WORKER, PoolJob};
 use self::pump::Active;
 use self::rooms::{Reporter, Rooms};
+use self::streams::StreamRoom;
 pub use self::trains::{Segmentation, Trains};
 use self::turn::Worker;
 use crate::control::vocabulary::{Histograms, Report};
@@ -143,6 +147,10 @@ pub struct WorkerPlan {
     pub frames_per_datagram_max: u16,
     /// Longest datagram to try on a path, in bytes of UDP payload.
     pub datagram_len_max: usize,
+    /// Whether streams to port 7 are answered with what they bring.
+    pub echo: bool,
+    /// Whether everyone may reach this node's ports, until control says who may.
+    pub public: bool,
 }
 
 /// Key exchanges taken from one source address in a second. Many nodes share an address behind NAT
@@ -282,6 +290,7 @@ fn run(
         paths: Paths::new(plan.tunnels_max),
         active: Active::default(),
         pacing_due: Time::NEVER,
+        streams: StreamRoom::new(plan.index, plan.echo, plan.public),
         scratch: vec![0; FRAME_PAYLOAD_MAX].into_boxed_slice(),
         packing: Packing {
             datagrams_max: 1,

@@ -13,6 +13,9 @@
 //! A frame's length is known only when it is written. It goes where the last frame's length would
 //! fit, in this datagram or the next, and is moved in the rare case that the guess was wrong.
 
+mod packets;
+mod wrap;
+
 use ramjet_proto::engagement::FrameSink;
 use ramjet_proto::fault::DropReason;
 use ramjet_proto::frame::kind::Kind;
@@ -21,6 +24,7 @@ use ramjet_proto::frame::{Head, TASK_PORT, TRAIN_MAGIC};
 use ramjet_proto::ids::ChannelId;
 use ramjet_proto::time::Time;
 use ramjet_proto::tunnel::{OutgoingPacket, TunnelHandle, Tunnels};
+use ramjet_proto::wire::beacon::RELAY_HEADER_LEN;
 use ramjet_proto::wire::header::Protocol;
 use ramjet_proto::wire::limits::{
     FRAME_HEADER_LEN, FRAME_PAYLOAD_MAX, PACKET_HEADER_LEN, SEAL_OVERHEAD, SEALED_HEADER_LEN,
@@ -30,6 +34,8 @@ use ramjet_proto::wire::limits::{
 use super::arena::{SEND_LEN_MAX, SEND_TRAINS_MAX, SendArena};
 use super::counters::{Counter, Counters};
 use super::io::Outgoing;
+
+pub use packets::StreamSink;
 
 /// Where the packet payload starts in a datagram.
 const PAYLOAD_START: usize = SEALED_HEADER_LEN + PACKET_HEADER_LEN;
@@ -51,6 +57,8 @@ struct Filling {
     train: u16,
     /// Length of every datagram of the train but the last: the path's, until one is complete.
     segment: usize,
+    /// Bytes that each datagram grows by when it is sent: the beacon's header, where it is relayed.
+    header: usize,
     /// Complete datagrams before the current one.
     complete: usize,
     /// Bytes of packet payload in the current one, its magic included.
@@ -63,6 +71,8 @@ struct Filling {
     reserved: usize,
     /// Fills its datagram to learn about the path.
     probe: bool,
+    /// Of a train of packets with headers of their own: the place of the first in the outbox's list.
+    packets: Option<usize>,
 }
 
 impl Filling {
@@ -88,7 +98,7 @@ impl Filling {
     /// Whether the train takes another datagram.
     fn has_next(&self, packing: &Packing) -> bool {
         self.complete + 2 <= packing.datagrams_max
-            && (self.complete + 2) * self.segment <= SEND_LEN_MAX
+            && (self.complete + 2) * (self.segment + self.header) <= SEND_LEN_MAX
     }
 }
 
@@ -100,6 +110,10 @@ pub struct Outbox {
     paths: Box<[PathSearch]>,
     /// Trains of this turn, in the order in which they were begun.
     trains: Vec<Filling>,
+    /// Headers and payload lengths of the packets in those of them that hold packets.
+    packets: Vec<(OutgoingPacket, usize)>,
+    /// Place in `trains` of the one that the last packet went to.
+    packet_train: Option<usize>,
 }
 
 impl Outbox {
@@ -109,6 +123,8 @@ impl Outbox {
             open: vec![0; tunnels_max].into_boxed_slice(),
             paths: vec![PathSearch::new(datagram_len_max); tunnels_max].into_boxed_slice(),
             trains: Vec::with_capacity(usize::from(SEND_TRAINS_MAX)),
+            packets: Vec::new(),
+            packet_train: None,
         }
     }
 
@@ -120,6 +136,11 @@ impl Outbox {
     /// What is known of a tunnel's path.
     pub fn path(&mut self, tunnel: TunnelHandle) -> &mut PathSearch {
         &mut self.paths[tunnel.index()]
+    }
+
+    /// Longest payload of one packet of its own on a tunnel's path.
+    pub fn segment_len_max(&self, tunnel: TunnelHandle) -> usize {
+        self.paths[tunnel.index()].len() - SEAL_OVERHEAD
     }
 
     /// The kernel refused a datagram that some path was thought to carry: all begin again.
@@ -159,7 +180,7 @@ impl Outbox {
         self.trains.push(Filling {
             fill: payload_len,
             probe: true,
-            ..begun(tunnel, train, length)
+            ..self.begun(tunnel, train, length)
         });
         true
     }
@@ -168,10 +189,27 @@ impl Outbox {
         let train = send.take()?;
         send.train(train)[PAYLOAD_START..][..TRAIN_HEADER_LEN].copy_from_slice(&TRAIN_MAGIC);
         let length = self.paths[tunnel.index()].len();
-        self.trains.push(begun(tunnel, train, length));
+        self.trains.push(self.begun(tunnel, train, length));
         let place = self.trains.len();
         self.open[tunnel.index()] = u16::try_from(place).expect("at most SEND_TRAINS_MAX");
         Some(place - 1)
+    }
+
+    fn begun(&self, tunnel: TunnelHandle, train: u16, segment: usize) -> Filling {
+        let relayed = self.paths[tunnel.index()].is_relayed();
+        Filling {
+            tunnel,
+            train,
+            segment,
+            header: if relayed { RELAY_HEADER_LEN } else { 0 },
+            complete: 0,
+            fill: TRAIN_HEADER_LEN,
+            frames: 0,
+            last: 0,
+            reserved: 0,
+            probe: false,
+            packets: None,
+        }
     }
 
     fn current(&self, tunnel: TunnelHandle) -> Option<usize> {
@@ -192,7 +230,7 @@ impl Outbox {
     ) {
         for filling in self.trains.drain(..) {
             self.open[filling.tunnel.index()] = 0;
-            match seal(now, tunnels, send, &filling) {
+            match seal(now, tunnels, send, &filling, &self.packets) {
                 Ok(outgoing) => {
                     counters.add(Counter::TrainsSent, 1);
                     counters.add(Counter::DatagramsSent, filling.complete as u64 + 1);
@@ -205,20 +243,8 @@ impl Outbox {
                 }
             }
         }
-    }
-}
-
-fn begun(tunnel: TunnelHandle, train: u16, segment: usize) -> Filling {
-    Filling {
-        tunnel,
-        train,
-        segment,
-        complete: 0,
-        fill: TRAIN_HEADER_LEN,
-        frames: 0,
-        last: 0,
-        reserved: 0,
-        probe: false,
+        self.packets.clear();
+        self.packet_train = None;
     }
 }
 
@@ -228,11 +254,10 @@ fn seal(
     tunnels: &mut Tunnels,
     send: &mut SendArena,
     filling: &Filling,
+    packets: &[(OutgoingPacket, usize)],
 ) -> Result<Outgoing, DropReason> {
-    let target = tunnels
-        .endpoint(filling.tunnel)
-        .ok_or(DropReason::NoSession)?;
-    let packet = OutgoingPacket {
+    let route = tunnels.route(filling.tunnel).ok_or(DropReason::NoSession)?;
+    let frames = OutgoingPacket {
         protocol: Protocol::Datagram,
         flags: 0,
         source_port: TASK_PORT,
@@ -244,25 +269,29 @@ fn seal(
     let bytes = send.train(filling.train);
     let mut len = 0;
     for index in 0..=filling.complete {
-        let payload_len = if index < filling.complete {
-            filling.capacity()
-        } else {
-            filling.fill
+        let (packet, payload_len) = match filling.packets {
+            Some(first) => packets[first + index],
+            None if index < filling.complete => (frames, filling.capacity()),
+            None => (frames, filling.fill),
         };
         let datagram = &mut bytes[index * filling.segment..][..filling.segment];
         len += tunnels
             .seal(filling.tunnel, now, &packet, datagram, payload_len)
             .map_err(|_| DropReason::NoSession)?;
     }
+    let mut segment = if filling.complete == 0 {
+        len
+    } else {
+        filling.segment
+    };
+    if let Some(header) = route.relay {
+        (len, segment) = wrap::wrap(bytes, len, segment, header).ok_or(DropReason::TooLong)?;
+    }
     Ok(Outgoing {
         train: filling.train,
         len,
-        segment: if filling.complete == 0 {
-            len
-        } else {
-            filling.segment
-        },
-        target,
+        segment,
+        target: route.to,
         probe: filling.probe,
     })
 }

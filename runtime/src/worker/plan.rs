@@ -5,6 +5,7 @@
 //! payloads are memory only while they are there.
 
 use ramjet_proto::engagement::serving::{KEPT_BYTES_MAX, RECEIVING_BYTES_MAX};
+use ramjet_proto::stream::table::READ_BYTES_MAX;
 use ramjet_proto::tunnel::TUNNEL_LEN_MAX;
 use ramjet_proto::wire::limits::{FRAME_PAYLOAD_MAX, TASK_LEN_MAX};
 
@@ -47,7 +48,7 @@ pub struct PlanLimits {
 }
 
 /// Every line; their sum is what the data path may take at the most.
-pub fn plan(limits: &PlanLimits) -> [PlanLine; 5] {
+pub fn plan(limits: &PlanLimits) -> [PlanLine; 6] {
     [
         PlanLine {
             what: "receive buffers",
@@ -75,6 +76,11 @@ pub fn plan(limits: &PlanLimits) -> [PlanLine; 5] {
             // One answer beyond the limit, and the memory of one that is no longer kept.
             bytes_each: RECEIVING_BYTES_MAX + KEPT_BYTES_MAX + 2 * TASK_LEN_MAX,
         },
+        PlanLine {
+            what: "workers' streams, with what waits to be read or sent back",
+            count: limits.workers,
+            bytes_each: 2 * READ_BYTES_MAX,
+        },
     ]
 }
 
@@ -95,7 +101,7 @@ mod tests {
         let tunnel = TUNNEL_LEN_MAX + TUNNEL_PLACES_LEN;
         assert_eq!(
             sum(&PlanLimits { workers: 2, ..one }) - sum(&one),
-            arenas + tunnel
+            arenas + tunnel + 2 * READ_BYTES_MAX
         );
         assert_eq!(
             sum(&PlanLimits { tunnels: 9, ..one }) - sum(&one),

@@ -76,7 +76,7 @@ impl Rooms {
         if !self.active.bulk.is_empty() {
             sent += self.pump_parts(now);
         }
-        sent > 0
+        self.pump_streams(now) || sent > 0
     }
 
     /// Acknowledgments and small tasks of one channel; whether it stays on the list.

@@ -12,7 +12,7 @@ use ramjet_proto::engagement::FrameSink;
 use ramjet_proto::fault::DropReason;
 use ramjet_proto::frame::kind::{CloseReason, FROM_WORKER, Kind};
 use ramjet_proto::frame::path::CONFIRM_EVERY;
-use ramjet_proto::frame::{Frame, Head, TASK_PORT, Train};
+use ramjet_proto::frame::{Frame, Head, TASK_PORT, TRAIN_MAGIC, Train};
 use ramjet_proto::ids::{ChannelId, NodeId};
 use ramjet_proto::time::Time;
 use ramjet_proto::tunnel::{Opened, TunnelHandle};
@@ -28,6 +28,7 @@ use super::outbox::{Outbox, Packing, TunnelSink};
 use super::paths::Paths;
 use super::pool::PoolJob;
 use super::pump::Active;
+use super::streams::StreamRoom;
 use super::timers::REPORT_EVERY;
 use crate::control::vocabulary::{Histograms, Report, Side};
 use crate::handler::Skill;
@@ -90,6 +91,11 @@ impl Reporter {
         }
     }
 
+    /// Whether reports wait because control is busy.
+    pub fn is_backed_up(&self) -> bool {
+        !self.backlog.is_empty()
+    }
+
     /// Hands over what waits, as far as there is room.
     pub fn retry(&mut self) {
         while let Some(report) = self.backlog.pop_front() {
@@ -129,6 +135,8 @@ pub struct Rooms {
     pub active: Active,
     /// When the pace lets parts go that it held back in the last turn.
     pub pacing_due: Time,
+    /// Pilot streams and datagrams.
+    pub streams: StreamRoom,
     /// Where a result is made when no send buffer is free: it is kept, and sent when asked again.
     pub scratch: Box<[u8]>,
     /// What bounds the packing of frames.
@@ -171,8 +179,25 @@ impl Rooms {
     /// Room 4: the frames of one packet, in order. `now` is when its batch arrived.
     pub fn packet(&mut self, now: Time, opened: &Opened<'_>) {
         let header = &opened.header;
-        if header.protocol != Protocol::Datagram || header.destination.port != TASK_PORT {
-            self.counters.drop_datagram(DropReason::UnservedPort);
+        let frames = match header.protocol {
+            Protocol::Datagram => {
+                // A plain agent's datagram to the same port is for whoever has bound it.
+                header.destination.port == TASK_PORT
+                    && (opened.payload.starts_with(&TRAIN_MAGIC)
+                        || !self.streams.is_bound(TASK_PORT))
+            }
+            Protocol::Stream | Protocol::Control => false,
+        };
+        if !frames {
+            let used = match header.protocol {
+                Protocol::Stream => self.stream_packet(now, opened),
+                Protocol::Datagram => self.datagram_packet(opened),
+                Protocol::Control => Err(DropReason::UnservedPort),
+            };
+            match used {
+                Ok(()) => self.counters.add(Counter::DatagramsDelivered, 1),
+                Err(reason) => self.counters.drop_datagram(reason),
+            }
             return;
         }
         let payload_len = opened.payload.len();

@@ -8,13 +8,14 @@ use ramjet_proto::fault::DropReason;
 use ramjet_proto::ids::NodeId;
 use ramjet_proto::time::Time;
 use ramjet_proto::tunnel::{Received, TunnelEvent, Tunnels};
-use ramjet_proto::wire::limits::{RECEIVED_LEN_MAX, SEALED_HEADER_LEN};
+use ramjet_proto::wire::limits::RECEIVED_LEN_MAX;
 
 use super::arena::{ReceiveArena, TRAIN_DATAGRAMS_MAX};
 use super::clock;
 use super::counters::Counter;
+use super::forward::{forward, misdirected, share};
 use super::io::{Events, HARVEST_MAX, Incoming, Io, Outgoing};
-use super::mailbox::{Forwarded, Inbox};
+use super::mailbox::Inbox;
 use super::order::FairOrder;
 use super::rooms::Rooms;
 use super::{Idle, WorkerPlan};
@@ -66,12 +67,8 @@ struct Stretch {
     len: usize,
 }
 
-/// The beacon's message 06: its type, the sender's node, then a tunnel frame.
-const RELAY_DELIVER: u8 = 6;
-const RELAY_HEADER_LEN: usize = 5;
-
 /// Fresh bytes for keys.
-fn entropy(bytes: &mut [u8]) {
+pub(super) fn entropy(bytes: &mut [u8]) {
     aws_lc_rs::rand::fill(bytes).expect("the system's entropy source");
 }
 
@@ -205,6 +202,13 @@ impl<B: Io> Worker<B> {
                         &mut self.rooms,
                     );
                 } else {
+                    share(
+                        &self.peers,
+                        self.index,
+                        incoming.source,
+                        datagram,
+                        &self.rooms,
+                    );
                     open(
                         now,
                         &mut self.tunnels,
@@ -345,7 +349,8 @@ impl<B: Io> Worker<B> {
                 };
                 self.rooms.reporter.report(&self.rooms.counters, report);
             }
-            Command::Stop => self.stop = true,
+            Command::Stream(command) => self.stream_command(now, command),
+            Command::Stop => self.end_streams(now),
         }
     }
 
@@ -357,6 +362,7 @@ impl<B: Io> Worker<B> {
             self.tunnel_event(now, event);
         }
         self.rooms.run_timers(now, &self.tunnels);
+        self.rooms.run_stream_timers(now);
     }
 
     fn tunnel_event(&mut self, now: Time, event: TunnelEvent) {
@@ -365,17 +371,26 @@ impl<B: Io> Worker<B> {
                 let report = Report::PeerWanted { node };
                 self.rooms.reporter.report(&self.rooms.counters, report);
             }
-            TunnelEvent::Established { tunnel, .. } => {
+            TunnelEvent::Established { tunnel, peer } => {
                 // The index may have had another tenant.
-                self.rooms.outbox.path(tunnel).restart(now);
+                let relayed = self.tunnels.is_relayed(tunnel);
+                self.rooms.outbox.path(tunnel).reroute(now, relayed);
+                self.rooms.channels.wake_tunnel(tunnel, now);
+                self.rooms.streams_established(now, tunnel, peer);
+            }
+            TunnelEvent::Rerouted { tunnel, relayed } => {
+                self.rooms.outbox.path(tunnel).reroute(now, relayed);
                 self.rooms.channels.wake_tunnel(tunnel, now);
             }
-            TunnelEvent::Lost { peer } => self.rooms.peer_lost(peer),
+            TunnelEvent::Lost { peer } => {
+                self.rooms.peer_lost(peer);
+                self.rooms.streams_lost(now, peer);
+            }
         }
     }
 
     /// Rooms 9 and 10: seals what gathered, and sends it with the tunnels' own datagrams.
-    fn flush(&mut self, now: Time) -> bool {
+    pub(super) fn flush(&mut self, now: Time) -> bool {
         let mut sent = !self.rooms.outbox.is_empty();
         let (rooms, io) = (&mut self.rooms, &mut self.io);
         rooms.outbox.flush(
@@ -428,6 +443,7 @@ impl<B: Io> Worker<B> {
             let rooms = &self.rooms;
             let due = self.tunnels.next_timeout();
             let due = due.min(rooms.channels.next_wake()).min(rooms.pacing_due);
+            let due = due.min(rooms.streams.next_due(clock::now()));
             let longest = if rooms.polling { JOB_POLL } else { SLEEP_MAX };
             let wait = due.since(clock::now()).min(longest);
             self.rooms.counters.add(Counter::Parks, 1);
@@ -452,43 +468,6 @@ fn open(
         Received::Packet(opened) => rooms.packet(now, &opened),
         Received::Handled => rooms.counters.add(Counter::DatagramsHandled, 1),
         Received::Dropped(reason) => rooms.counters.drop_datagram(reason),
-    }
-}
-
-/// The worker that owns a tunnel frame's sender, if it is another one.
-fn misdirected(datagram: &[u8], index: usize, workers: usize) -> Option<usize> {
-    // The filter reads the sender where a tunnel frame has it; what the beacon relays stands behind
-    // a header of its own.
-    let frame = match datagram.first() {
-        Some(&RELAY_DELIVER) => datagram.get(RELAY_HEADER_LEN..)?,
-        _ => datagram,
-    };
-    if workers < 2 || frame.len() < SEALED_HEADER_LEN || !frame.starts_with(b"PIL") {
-        return None;
-    }
-    let node = u32::from_be_bytes(frame[4..8].try_into().expect("four bytes"));
-    let owner = owner_of(NodeId(node), workers);
-    (owner != index).then_some(owner)
-}
-
-/// The worker that owns the tunnel to a node.
-pub fn owner_of(node: NodeId, workers: usize) -> usize {
-    node.0 as usize % workers.max(1)
-}
-
-/// Hands a datagram to the worker whose it is. Rare: a sender whose frames do not say who it is, or
-/// a filter that is missing.
-fn forward(owner: &Inbox, source: SocketAddr, datagram: &[u8], rooms: &mut Rooms) {
-    let forwarded = Forwarded {
-        source,
-        bytes: datagram.to_vec(),
-    };
-    rooms.counters.add(Counter::DatagramsForwarded, 1);
-    if owner.forwarded.push(forwarded).is_ok() {
-        owner.waker.wake();
-        rooms.counters.add(Counter::DatagramsHandled, 1);
-    } else {
-        rooms.counters.drop_datagram(DropReason::ControlBusy);
     }
 }
 

@@ -228,6 +228,8 @@ impl Bare {
                 tunnels_max: 64,
                 frames_per_datagram_max: u16::MAX,
                 datagram_len_max: usize::MAX,
+                echo: true,
+                public: true,
             })
             .collect();
         let pool = (placement == Placement::Pool).then(|| Pool::start(2, workers).expect("a pool"));

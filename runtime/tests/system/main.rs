@@ -17,6 +17,8 @@
 //! | `alone` | `demo` and `up` |
 //! | `bench` | open loops: what is counted and written |
 //! | `tunnels` | one worker and many requesters |
+//! | `reach` | peers that only the beacon can reach, or place |
+//! | `registry_load` | one registry and many nodes |
 
 mod alone;
 mod backend;
@@ -28,4 +30,6 @@ mod lifecycle;
 mod local;
 mod mistakes;
 mod privacy;
+mod reach;
+mod registry_load;
 mod tunnels;

@@ -20,6 +20,8 @@
 //! | [`open_loop`] | one run at a stated rate, and the rung it makes |
 //! | [`tasks`], [`latency`], [`ladder`], [`soak`], [`fairness`], [`limits`] | the cases |
 //! | [`tunnels`] | thousands of tunnels of one worker |
+//! | [`registry`] | thousands of nodes at one registry |
+//! | [`process`] | what is measured in a process of its own |
 //! | [`logs`], [`reports`] | files: histograms, the page and its JSON |
 //! | [`peers`] | ramjet beside what one would pick instead |
 
@@ -32,6 +34,8 @@ mod limits;
 mod logs;
 mod open_loop;
 mod peers;
+mod process;
+mod registry;
 mod reports;
 mod soak;
 mod subject;
@@ -46,6 +50,7 @@ use ramjet_bench::page::Curve;
 use ramjet_bench::report::{self, CaseReport};
 use ramjet_bench::soak::SoakReport;
 
+use self::registry::RegistryReport;
 use self::tunnels::TunnelsReport;
 use super::bench_args::{BenchArgs, BenchCommand, ReportArgs};
 use super::exit::{Exit, Failure};
@@ -60,6 +65,7 @@ struct Figures {
     ladder: Option<Ladder>,
     soak: Option<SoakReport>,
     tunnels: Vec<TunnelsReport>,
+    registry: Option<RegistryReport>,
 }
 
 pub(super) fn run(
@@ -114,6 +120,18 @@ pub(super) fn run(
             })
         }),
         BenchCommand::TunnelsWorker(node) => tunnels::worker(node, settings, output),
+        BenchCommand::Registry(args) => told(
+            "many nodes at one registry",
+            &args.report,
+            output,
+            |output| {
+                Ok(Figures {
+                    registry: Some(registry::run(args, output)?),
+                    ..Figures::default()
+                })
+            },
+        ),
+        BenchCommand::RegistryServer(_) => registry::serve(settings, output),
         BenchCommand::Peers(args) => {
             output.say(&MachineFacts::read().line());
             peers::run(args, settings, output)
@@ -155,6 +173,9 @@ fn print(figures: &Figures, output: &Output) -> Result<(), Failure> {
         for tunnels in &figures.tunnels {
             output.object(tunnels)?;
         }
+        if let Some(registry) = &figures.registry {
+            output.object(registry)?;
+        }
         return Ok(());
     }
     let mut text = String::new();
@@ -169,6 +190,9 @@ fn print(figures: &Figures, output: &Output) -> Result<(), Failure> {
     }
     if !figures.tunnels.is_empty() {
         text.push_str(&tunnels::page(&figures.tunnels));
+    }
+    if let Some(registry) = &figures.registry {
+        text.push_str(&registry::page(registry));
     }
     output.data(text.trim_end())
 }

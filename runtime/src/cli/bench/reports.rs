@@ -41,6 +41,7 @@ pub(super) fn write(
             .cases
             .into_iter()
             .chain(figures.tunnels.into_iter().map(|report| report.case))
+            .chain(figures.registry.map(|report| report.case))
             .collect(),
         curves: figures.curves,
         ladder: figures.ladder,

@@ -1,6 +1,9 @@
 //! Whole nodes against a registry of the size of a test, over loopback.
 
+mod agents;
+mod driver;
 mod engage;
+mod ports;
 mod real_registry;
 mod registry_loss;
 mod socket;
@@ -18,7 +21,9 @@ use ramjet_proto::time::Time;
 use super::ControlTimings;
 use crate::handler::{Handler, Outcome, Skill};
 use crate::job::{Answer, Job, Next, Timing, Verdict};
-use crate::node::{EngageEnd, EngageEvent, EngageRequest, Engagement, Node, NodeConfig};
+use crate::node::{
+    EngageEnd, EngageEvent, EngageRequest, Engagement, Node, NodeConfig, ServiceConfig,
+};
 use crate::worker::{Idle, IoKind, IoOptions};
 
 use toy::Toy;
@@ -146,8 +151,10 @@ fn config(toy: &Toy, seed: u8, works: bool) -> NodeConfig {
         tunnels_max: 64,
         frames_per_datagram_max: u16::MAX,
         datagram_len_max: usize::MAX,
+        echo: true,
         state: None,
         socket: None,
+        services: ServiceConfig::NONE,
     }
 }
 

@@ -3,14 +3,17 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use ramjet_proto::market::Filter;
 use ramjet_proto::market::message::Query;
 use ramjet_registry::{Config, Registry, RegistryHandle};
 
 use super::*;
+use crate::control::query::RegistryClient;
 use crate::node::EngageOutcome;
 
-fn registry(listen: SocketAddr, state: &Path) -> RegistryHandle {
+pub(super) fn registry(listen: SocketAddr, state: &Path) -> RegistryHandle {
     Registry::start(Config {
         listen,
         beacon: None,
@@ -20,7 +23,7 @@ fn registry(listen: SocketAddr, state: &Path) -> RegistryHandle {
     .expect("a registry")
 }
 
-fn at(registry: SocketAddr, config: NodeConfig) -> NodeConfig {
+pub(super) fn at(registry: SocketAddr, config: NodeConfig) -> NodeConfig {
     NodeConfig { registry, ..config }
 }
 
@@ -91,5 +94,68 @@ fn a_market_is_resolved_engaged_and_settled_across_a_restart_of_its_registry() {
     });
     requester.shutdown().expect("an end");
     worker.shutdown().expect("an end");
+    drop(market);
+}
+
+/// One Pilot request to a registry and its reply.
+fn ask(registry: SocketAddr, request: &serde_json::Value) -> serde_json::Value {
+    let mut client = RegistryClient::connect(registry).expect("it listens");
+    let message = serde_json::to_vec(request).expect("JSON");
+    client.send(&message).expect("it reads");
+    let reply = client
+        .read_message(Instant::now() + PATIENCE)
+        .expect("a reply");
+    serde_json::from_slice(&reply).expect("JSON")
+}
+
+#[test]
+fn a_node_that_its_registry_forgot_registers_and_proves_itself_again() {
+    let store = tempfile::tempdir().expect("a directory");
+    let any = "127.0.0.1:0".parse().expect("an address");
+    let market = registry(any, store.path());
+    let address = market.tcp_addr();
+    let toy = Toy::start();
+    let timings = ControlTimings {
+        heartbeat: Duration::from_millis(50),
+        ..timings()
+    };
+    let plain = at(address, config(&toy, 1, true));
+    let identity = Arc::clone(&plain.identity);
+    let node = Node::start_with(plain, timings).expect("a node");
+    let who = node.node_id();
+    let lookup = serde_json::json!({"type": "lookup", "node_id": who});
+    let advertises = || {
+        let query = Query {
+            task_ready: true,
+            ..Query::default()
+        };
+        let rows = node.resolve(query);
+        rows.is_ok_and(|rows| rows.iter().any(|row| row.node == who))
+    };
+    wait_until("the advertisement", advertises);
+    // Somebody who holds the key takes the node out; the next heartbeat finds nobody.
+    let signature = identity.sign(format!("deregister:{who}").as_bytes());
+    let gone = ask(
+        address,
+        &serde_json::json!({
+            "type": "deregister", "node_id": who, "signature": BASE64.encode(signature),
+        }),
+    );
+    assert_eq!(gone["type"], "deregister_ok", "{gone}");
+    wait_until("the registration", || {
+        ask(address, &lookup)["type"] == "lookup_ok"
+    });
+    wait_until("the advertisement after it", advertises);
+    assert_eq!(node.node_id(), who);
+    let counters = node.status().expect("a status").counters;
+    assert!(counters["control_link_refusals"] >= 1, "{counters:?}");
+    assert!(counters["control_link_pilot_connects"] >= 2, "{counters:?}");
+
+    // And a registry that was restarted knows it without being told, from its log.
+    drop(market);
+    let market = registry(address, store.path());
+    wait_until("the advertisement after the restart", advertises);
+    assert_eq!(ask(address, &lookup)["node_id"], who.0);
+    node.shutdown().expect("an end");
     drop(market);
 }

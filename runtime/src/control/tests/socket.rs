@@ -129,13 +129,13 @@ fn what_breaks_the_protocol_is_named_and_closed() {
     let mut stream = UnixStream::connect(&path).expect("a node");
     stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
     let mut out = Vec::new();
-    append_task(&mut out, 1, b"too early");
     append_json(&mut out, &"no request");
+    append_task(&mut out, 1, b"too early");
     append_json(&mut out, &LocalRequest::End {});
     write_out(&mut stream, &mut out).expect("written");
     let expected = [
-        "kind 1 before a submit",
         "no request",
+        "kind 1 before a submit",
         "nothing was submitted",
     ];
     for expected in expected {

@@ -42,6 +42,7 @@ use super::super::market as registry;
 use super::super::node;
 use super::super::output::Output;
 use super::super::settings::{self as s, Settings};
+use super::process::end_with_parent;
 use super::subject::WARM_UP;
 use crate::worker::{self, Idle};
 
@@ -63,9 +64,7 @@ pub(super) fn worker(
     settings: &Settings,
     output: &mut Output,
 ) -> Result<Exit, Failure> {
-    let signal = rustix::process::Signal::KILL;
-    rustix::process::set_parent_process_death_signal(Some(signal))
-        .map_err(|error| Failure::environment(format!("prctl: {error}")))?;
+    end_with_parent()?;
     node::run(args, settings, output)
 }
 

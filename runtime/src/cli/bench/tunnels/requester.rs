@@ -339,6 +339,8 @@ impl Requester {
                     self.last_heard = now;
                     self.ping_due = now + PING_EVERY;
                 }
+                // It has no beacon.
+                TunnelEvent::Rerouted { .. } => {}
                 TunnelEvent::Lost { .. } => {
                     return Err(format!(
                         "the tunnel of node {} from {} was lost: the worker at {} does not answer",
