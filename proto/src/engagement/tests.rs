@@ -166,7 +166,9 @@ pub(super) fn limits(credits: u32, tasks: u64) -> ServingLimits {
     }
 }
 
-/// A network that decides the fate of each frame by the bytes it was given.
+/// A network that decides the fate of each frame by the bytes it was given, and then by numbers that
+/// follow from them with a period of 256: one loss in eight, never in step with the repeats, which
+/// would starve a transfer that no real network starves.
 struct Network {
     fates: VecDeque<u8>,
     in_flight: Vec<(u8, Owned)>,
@@ -176,14 +178,16 @@ impl Network {
     fn send(&mut self, frames: Vec<Owned>) {
         for frame in frames {
             let fate = self.fates.pop_front().unwrap_or(0);
+            // Full period (Hull and Dobell): the factor is 1 modulo 4 and the summand odd.
             self.fates
-                .push_back(fate.wrapping_mul(167).wrapping_add(13));
-            match fate % 8 {
+                .push_back(fate.wrapping_mul(165).wrapping_add(13));
+            let delay = fate & 0x1F;
+            match fate >> 5 {
                 0 => {}
                 1 => self
                     .in_flight
-                    .extend([(fate >> 3, frame.clone()), (fate >> 5, frame)]),
-                _ => self.in_flight.push((fate >> 4, frame)),
+                    .extend([(delay, frame.clone()), (delay >> 2, frame)]),
+                _ => self.in_flight.push((delay >> 1, frame)),
             }
         }
     }
