@@ -120,6 +120,8 @@ class Peer:
         self.process = None
         self.node = None
         self.address = None
+        # Nodes that have asked it for trust.
+        self.asked_by = set()
 
     def stop(self):
         self.started.end(self.process)
