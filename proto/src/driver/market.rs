@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::command::{CommandFault, Payload};
+use super::payload::{CommandFault, Payload};
 use super::{Reader, push_counted};
 use crate::market::Filter;
 

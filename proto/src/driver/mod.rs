@@ -25,7 +25,9 @@
 
 mod command;
 mod market;
+mod payload;
 mod reply;
+mod subcommands;
 #[cfg(test)]
 mod tests;
 
@@ -33,9 +35,11 @@ use core::fmt;
 
 use crate::addr::{Address, SocketAddress};
 
-pub use command::{Command, CommandFault, HandshakeCommand, NetworkCommand, TAGS_MAX};
+pub use command::{Command, TAGS_MAX};
 pub use market::{MarketCommand, SUBMISSION_LEN_MAX, Submission, TaskEnd};
+pub use payload::CommandFault;
 pub use reply::Reply;
+pub use subcommands::{HandshakeCommand, NetworkCommand};
 
 /// Longest code and payload.
 pub const FRAME_LEN_MAX: usize = 1 << 20;

@@ -90,14 +90,6 @@ fn captured_commands_are_read_and_written() {
             "00000005 2d 00000001",
             Command::PreferDirect { node: NodeId(1) },
         ),
-        ("00000003 37 1770", Command::Unbind { port: 6_000 }),
-        (
-            "00000004 23 02 0000",
-            Command::Managed {
-                sub: 2,
-                arguments: &[0, 0],
-            },
-        ),
     ];
     for (hex, command) in rows {
         let bytes = bytes(hex);
@@ -155,6 +147,14 @@ fn captured_sub_commands_are_read_and_written() {
             Command::Handshake(Revoke { node: NodeId(2) }),
         ),
         ("0000000a 0f 07 00000002 00000000", Command::Handshake(wait)),
+        ("00000003 37 1770", Command::Unbind { port: 6_000 }),
+        (
+            "00000004 23 02 0000",
+            Command::Managed {
+                sub: 2,
+                arguments: &[0, 0],
+            },
+        ),
         ("00000002 1f 01", Command::Network(NetworkCommand::List)),
         ("00000004 1f 02 0001", Command::Network(join)),
         (
@@ -308,6 +308,10 @@ fn market_frames_are_read_and_written() {
         assert_eq!(out, bytes(hex), "{hex}");
         assert_eq!(Command::parse(frame(&out)), Ok(Command::Market(command)));
     }
+}
+
+#[test]
+fn a_task_is_its_json_and_its_payload() {
     let reply = Reply::Task {
         command: 0xA5,
         json: br#"{"task":7}"#,

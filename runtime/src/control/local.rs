@@ -9,13 +9,13 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use crossbeam::channel::Receiver;
+use ramjet_proto::driver::Reply;
 use ramjet_proto::ids::OfferId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -29,6 +29,7 @@ use super::handle::{Ask, ControlHandle, EVENTS_MAX, EngageAsk, EventSink, Respon
 use super::local_job::{
     LocalAnswer, LocalEnds, LocalOutcome, LocalTask, Verdicts, WINDOW_MAX, channel_job,
 };
+pub(crate) use super::local_listener::{LocalListener, bind};
 use super::local_wire::{
     AnswerStatus, KIND_JSON, KIND_PIECE, KIND_TASK, KIND_VERDICT, LocalReply, LocalRequest,
     LocalSubmit, append_answer, append_frame, append_json, frame_len, read_token, read_verdict,
@@ -44,63 +45,6 @@ const REQUEST_LEN_MAX: usize = 1 << 20;
 const NAMING: std::time::Duration = std::time::Duration::from_millis(200);
 /// Bytes gathered before they are written.
 const WRITE_LEN: usize = 256 << 10;
-
-/// A bound socket, before the thread that serves it.
-pub(crate) struct LocalListener {
-    listener: std::os::unix::net::UnixListener,
-    path: PathBuf,
-    uid: u32,
-}
-
-/// Binds the socket at `path` with mode 0600.
-///
-/// # Errors
-/// The path and what stands in the way: a file of another kind, another node, the directory.
-pub(crate) fn bind(path: &Path) -> Result<LocalListener, String> {
-    let named = |error: io::Error| format!("socket {}: {error}", path.display());
-    match std::fs::symlink_metadata(path) {
-        Ok(metadata) if !metadata.file_type().is_socket() => {
-            return Err(format!(
-                "socket {}: there is a file that is no socket; remove it or name another path",
-                path.display()
-            ));
-        }
-        Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
-            Ok(_) => {
-                return Err(format!(
-                    "socket {}: another node listens there; stop it or name another path",
-                    path.display()
-                ));
-            }
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-            Err(error) => return Err(named(error)),
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(named(error)),
-    }
-    // Bound beside its place and moved there once its mode is right: nobody can connect before,
-    // and a stale file is replaced in one step.
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(format!(".{}", std::process::id()));
-    let partial = PathBuf::from(partial);
-    let _ = std::fs::remove_file(&partial);
-    let listener = std::os::unix::net::UnixListener::bind(&partial).map_err(named)?;
-    let placed = std::fs::set_permissions(&partial, std::fs::Permissions::from_mode(0o600))
-        .and_then(|()| listener.set_nonblocking(true))
-        .and_then(|()| std::fs::rename(&partial, path))
-        .and_then(|()| std::fs::metadata(path));
-    match placed {
-        Ok(metadata) => Ok(LocalListener {
-            listener,
-            path: path.to_path_buf(),
-            uid: metadata.uid(),
-        }),
-        Err(error) => {
-            let _ = std::fs::remove_file(&partial);
-            Err(named(error))
-        }
-    }
-}
 
 /// The serving of the socket; dropping it ends it and removes the file.
 pub(crate) struct LocalServer {
@@ -180,7 +124,10 @@ async fn accept(listener: UnixListener, uid: u32, handle: ControlHandle, driver:
 async fn refuse(mut stream: UnixStream, error: String) -> io::Result<()> {
     tracing::warn!(%error, "local connection refused");
     let mut out = Vec::new();
+    let text = error.clone();
     append_json(&mut out, &LocalReply::Error { error });
+    // Which protocol it speaks is not known: a client reads the one it knows and skips the other.
+    Reply::Error { text: &text }.append(&mut out);
     stream.write_all(&out).await
 }
 

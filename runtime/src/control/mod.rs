@@ -17,7 +17,7 @@
 //! | `advertise` | what the node says of itself |
 //! | `ports` | virtual ports: Pilot streams and datagrams, for services on this thread |
 //! | `driver` | the driver socket: Pilot's own programs, and those in other languages, at this node |
-//! | `local`, [`local_client`], `local_wire`, `local_job` | the local socket: both ends, their protocol, the job between |
+//! | `local`, [`local_client`], `local_wire`, `local_job`, `local_listener` | the local socket: both ends, their protocol, the job between |
 //! | [`query`], [`member`] | questions to a registry, and a node's own business there, without a running node |
 //!
 //! Invariants: the plane never blocks and reads no clock; a receipt is durable before a command
@@ -37,6 +37,7 @@ mod link;
 mod local;
 pub mod local_client;
 mod local_job;
+mod local_listener;
 mod local_wire;
 pub mod member;
 mod observe;

@@ -57,7 +57,7 @@ use executor::Executor;
 use host::Host;
 use inbox::Inbox;
 use requests::Waiting;
-use task_store::TaskStore;
+use task_store::{TaskSide, TaskStore};
 use trust::TrustBook;
 
 /// Longest `trust.json` that is read.
@@ -245,7 +245,10 @@ pub(crate) fn start<H: Host>(host: H, opened: Opened) -> Result<Running<H>, Stri
         let listener = agent.host.listen(PORT_TASKS)?;
         serving.push(spawn(Box::pin(Rc::clone(&agent).serve_tasks(listener))));
         serving.push(spawn(Box::pin(Rc::clone(&agent).sweep_tasks())));
-        serving.push(spawn(Box::pin(Rc::clone(&agent).give_up_open())));
+        // Seen before the first of this life can arrive.
+        let mut left = agent.tasks.tasks(TaskSide::Received);
+        left.retain(|record| !record.status.is_over());
+        serving.push(spawn(Box::pin(Rc::clone(&agent).give_up(left))));
     }
     Ok(Running { agent, serving })
 }

@@ -366,21 +366,17 @@ impl<H: Host> Agent<H> {
     }
 
     /// What a former life of this node left open is given up, and its submitters are told.
-    pub(super) async fn give_up_open(self: Rc<Self>) {
-        // Listed first: what comes after this is of this life.
-        let left = self.tasks.tasks(TaskSide::Received);
+    pub(super) async fn give_up(self: Rc<Self>, left: Vec<TaskRecord>) {
         self.wait_registered().await;
         for record in left {
             let Ok(from) = record.from.parse::<Address>() else {
                 continue;
             };
-            if !record.status.is_over() {
-                let (steps, told) = mpsc::unbounded_channel();
-                let why = "the worker has restarted";
-                self.step(&steps, &record.task_id, TaskState::Cancelled, why)
-                    .await;
-                tokio::task::spawn_local(Rc::clone(&self).tell_steps(from.node, told));
-            }
+            let (steps, told) = mpsc::unbounded_channel();
+            let why = "the worker has restarted";
+            self.step(&steps, &record.task_id, TaskState::Cancelled, why)
+                .await;
+            tokio::task::spawn_local(Rc::clone(&self).tell_steps(from.node, told));
         }
     }
 }

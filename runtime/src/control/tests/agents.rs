@@ -56,7 +56,7 @@ fn files(folder: &Path) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn messages_files_and_tasks_travel_between_nodes() {
+fn messages_and_files_travel_between_nodes() {
     let (_market, state, a, b) = pair(true);
     let text = "grüß dich ".repeat(5_000);
     let sent = ask(
@@ -94,7 +94,14 @@ fn messages_files_and_tasks_travel_between_nodes() {
         files(&state.path().join("node-2/received")) == [content],
         "the file"
     );
-    // The other way about, over the local socket: a task as a message, then one on port 1003.
+    for node in [a, b] {
+        node.shutdown().expect("an end");
+    }
+}
+
+#[test]
+fn tasks_are_run_as_messages_and_as_submits() {
+    let (_market, state, a, b) = pair(true);
     let local = LocalClient::connect(&state.path().join("1.sock")).expect("a socket");
     let done = local
         .agent(AgentRequest::Request {
