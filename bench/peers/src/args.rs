@@ -11,6 +11,8 @@ use crate::peer::{Peer, Places, Threads};
 
 /// Most connections of one side.
 const CONNECTIONS_MAX: usize = 64;
+/// Most turns of a pair of nodes.
+const TURNS_MAX: usize = 99;
 
 /// What a user would pick instead of ramjet, measured with the same load.
 #[derive(Debug, Parser)]
@@ -29,6 +31,8 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Measure one peer, closed loop, and print one line of JSON
     Run(RunArgs),
+    /// Measure pairs of nodes, daemons and ramjet's, at what plain Pilot programs do
+    Nodes(NodesArgs),
     /// Say which peers are here
     List(ListArgs),
     /// The other side of an echo, until standard input ends
@@ -112,6 +116,22 @@ pub(crate) enum Inside {
     Namespace,
 }
 
+/// `nodes`.
+#[derive(Debug, Args)]
+pub(crate) struct NodesArgs {
+    /// Turns of each pair
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = turns)]
+    pub(crate) turns: usize,
+    /// Print one line of JSON for each measure and pair
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) places: PlaceArgs,
+    /// Set by the program itself when it has gone there
+    #[arg(long, hide = true)]
+    pub(crate) inside: Option<Inside>,
+}
+
 /// `list`.
 #[derive(Debug, Args)]
 pub(crate) struct ListArgs {
@@ -173,6 +193,10 @@ fn payload(text: &str) -> Result<usize, String> {
 
 fn window(text: &str) -> Result<usize, String> {
     bounded(text, 1, WINDOW_MAX)
+}
+
+fn turns(text: &str) -> Result<usize, String> {
+    bounded(text, 1, TURNS_MAX)
 }
 
 fn connections(text: &str) -> Result<usize, String> {

@@ -25,6 +25,16 @@ impl Failure {
         Failure::Environment(format!("{what}: {error}"))
     }
 
+    /// The same, with `place` named before it.
+    pub(crate) fn within(self, place: &str) -> Self {
+        match self {
+            Failure::Wrong(text) => Failure::Wrong(format!("{place}: {text}")),
+            Failure::Usage(text) => Failure::Usage(format!("{place}: {text}")),
+            Failure::Environment(text) => Failure::Environment(format!("{place}: {text}")),
+            Failure::Interrupted => Failure::Interrupted,
+        }
+    }
+
     /// The code that the process returns.
     pub(crate) fn code(&self) -> ExitCode {
         ExitCode::from(match self {

@@ -5,6 +5,7 @@
 //! | [`args`], [`failure`], [`report`] | what was typed; exit codes; what is printed |
 //! | [`load`], [`lanes`], [`window`] | the load, over calls and over a byte stream |
 //! | [`helper`] | the other processes of a run |
+//! | [`nodes`] | pairs of daemons and ramjet nodes |
 //! | [`peer`] | the peers by name and their settings |
 //! | [`tonic_echo`], [`nats`], [`quic`], [`pilot`] | one peer each |
 //!
@@ -19,6 +20,7 @@ mod helper;
 mod lanes;
 mod load;
 mod nats;
+mod nodes;
 mod peer;
 mod pilot;
 mod quic;
@@ -36,7 +38,7 @@ use clap::{Parser, ValueEnum};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
-use args::{Arguments, Command, HoldArgs, Inside, ListArgs, RunArgs, ServeArgs};
+use args::{Arguments, Command, HoldArgs, Inside, ListArgs, NodesArgs, RunArgs, ServeArgs};
 use failure::Failure;
 use load::{Load, Measured};
 use peer::{Peer, Places, Present, ServeAs, Setting, Threads};
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
     };
     let ended = match &arguments.command {
         Command::Run(run_args) => run(run_args),
+        Command::Nodes(nodes_args) => nodes(nodes_args),
         Command::List(list_args) => list(list_args),
         Command::Serve(serve_args) => serve(serve_args),
         Command::Hold(hold_args) => hold(hold_args),
@@ -84,6 +87,19 @@ fn run(args: &RunArgs) -> Result<(), Failure> {
     };
     let measured = measure(&present, &setting, &load)?;
     print_line(&Report::new(&present, &setting, tried, &load, &measured))
+}
+
+fn nodes(args: &NodesArgs) -> Result<(), Failure> {
+    let places: Places = args.places.clone().into();
+    let programs = pilot::find(places.pilot.as_deref(), places.ramjet.as_deref())?;
+    isolate(args.inside)?;
+    let compare = nodes::compare(&programs, args.turns);
+    let rows = on_runtime(Threads::Single, compare)?;
+    if args.json {
+        return rows.iter().try_for_each(print_line);
+    }
+    print!("{}", nodes::text(&rows, args.turns));
+    Ok(())
 }
 
 /// Goes where there is no network but loopback, if the kernel has such a place.

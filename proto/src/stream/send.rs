@@ -22,6 +22,9 @@ use crate::time::Time;
 /// Segments sent later that must arrive before one is taken for lost.
 const REORDERING_MIN: u64 = 3;
 const REORDERING_MAX: u64 = 64;
+/// How long a short tail waits at most for the acknowledgment of the short segment before it. Other
+/// daemons acknowledge a lone one only after up to 40 ms; a reply carries its acknowledgment at once.
+const TAIL_HELD_MAX: Duration = Duration::from_millis(1);
 /// A stream ends when its oldest segment was sent this often …
 const SENDS_MAX: u32 = 8;
 /// … and nothing was heard for so long.
@@ -122,6 +125,9 @@ pub(super) struct Sending {
     heard_at: Time,
     round_trip: RoundTrip,
     pace: Pace,
+    /// End of the last segment that was shorter than it could be, and until when it is waited for.
+    short_end: u64,
+    tail_held_until: Time,
     taken: usize,
     bytes_sent: u64,
     repeats: u64,
@@ -155,6 +161,8 @@ impl Sending {
             heard_at: now,
             round_trip: RoundTrip::default(),
             pace: Pace::Own(Window::new(), 0),
+            short_end: next,
+            tail_held_until: Time::ZERO,
             taken: 0,
             bytes_sent: 0,
             repeats: 0,

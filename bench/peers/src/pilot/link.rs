@@ -47,11 +47,12 @@ pub(crate) struct TunnelInfo {
 #[derive(Debug)]
 pub(crate) struct Link {
     socket: UnixStream,
-    frames: Frames,
+    pub(super) frames: Frames,
     buffer: Vec<u8>,
 }
 
-fn at(error: impl std::fmt::Display) -> Failure {
+/// What went wrong at a node's socket.
+pub(crate) fn at(error: impl std::fmt::Display) -> Failure {
     Failure::at("the Pilot daemon's socket", error)
 }
 
@@ -73,11 +74,16 @@ impl Link {
 
     /// Opens a stream to the echo service of `node` and returns its id.
     pub(crate) async fn dial_echo(&mut self, node: u32) -> Result<[u8; 4], Failure> {
+        self.dial(node, ECHO_PORT).await
+    }
+
+    /// Opens a stream to a port of `node` and returns its id.
+    pub(crate) async fn dial(&mut self, node: u32, port: u16) -> Result<[u8; 4], Failure> {
         let reply = self
             .ask(command::DIAL, command::DIAL_OK, |out| {
                 out.extend_from_slice(&NETWORK.to_be_bytes());
                 out.extend_from_slice(&node.to_be_bytes());
-                out.extend_from_slice(&ECHO_PORT.to_be_bytes());
+                out.extend_from_slice(&port.to_be_bytes());
             })
             .await?;
         reply
@@ -118,7 +124,7 @@ impl Link {
 
     /// Waits until the socket can take or give something, and lets it. What was written leaves
     /// `out`.
-    async fn exchange(&mut self, out: &mut Vec<u8>) -> Result<(), Failure> {
+    pub(super) async fn exchange(&mut self, out: &mut Vec<u8>) -> Result<(), Failure> {
         let interest = if out.is_empty() {
             Interest::READABLE
         } else {

@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Fate, Pace, Segment, Sending, Sent};
+use super::{Fate, Pace, Segment, Sending, Sent, TAIL_HELD_MAX};
 use crate::engagement::congestion::{Congestion, Held};
 use crate::stream::sack::MAGIC;
 use crate::stream::{SEGMENTS_FOREIGN_MAX, SegmentHead, SegmentSink, wire_of};
@@ -43,12 +43,20 @@ impl Sending {
                 self.watch_window(now);
                 return Sent::All;
             };
+            if self.holds_tail(now, len) {
+                self.pace_at = self.tail_held_until;
+                return Sent::All;
+            }
             if !self.may_send(now, len, path) {
                 return self.held();
             }
             let bytes = self.cut(len);
             let start = self.next;
             self.next += bytes.len() as u64;
+            if bytes.len() < len {
+                self.short_end = self.next;
+                self.tail_held_until = now + TAIL_HELD_MAX;
+            }
             self.lost += 1;
             self.segments.push_back(Segment {
                 start,
@@ -132,6 +140,16 @@ impl Sending {
             },
             Pace::Own(window, in_flight) => *in_flight == 0 || in_flight + len <= window.bytes(),
         }
+    }
+
+    /// Whether a tail shorter than a segment waits for more (RFC 896): towards other daemons, for which
+    /// a segment costs more than its bytes, while a short segment is unacknowledged.
+    fn holds_tail(&self, now: Time, len_max: usize) -> bool {
+        self.foreign
+            && self.forced == 0
+            && self.unsent_len < len_max
+            && self.short_end > self.acknowledged
+            && now < self.tail_held_until
     }
 
     /// What holds a segment back: the pace, which has its time, or the path.

@@ -35,6 +35,51 @@ proptest! {
     }
 }
 
+/// Small writes towards other daemons share segments while a short one is unacknowledged, and no
+/// longer than a moment; a ramjet node gets each at once.
+#[test]
+fn small_writes_share_segments_towards_other_daemons() {
+    let delay = Duration::from_micros(200);
+    for (foreign, most) in [(false, 40), (true, 4)] {
+        let mut world = World::new(foreign, Weather { delay, ..CALM }, 1, [1, 2]);
+        world.connect();
+        let before = world.log.len();
+        for write in 0..40_u8 {
+            world.write(0, &[write; 64]);
+            world.settle();
+        }
+        world.run(Duration::from_secs(1), |world| {
+            world.ends[1].read.len() == 40 * 64
+        });
+        let data = |packet: &&Packet| packet.0 == 0 && packet.2.len() >= 64;
+        let segments = world.log[before..].iter().filter(data).count();
+        assert!(
+            (1..=most).contains(&segments),
+            "{segments} segments, foreign: {foreign}"
+        );
+        assert!(foreign || segments == 40, "{segments}");
+    }
+}
+
+/// A peer that acknowledges late does not hold a short tail for longer than its bound.
+#[test]
+fn a_short_tail_leaves_by_itself() {
+    let delay = Duration::from_millis(30);
+    let mut world = World::new(true, Weather { delay, ..CALM }, 1, [1, 2]);
+    world.connect();
+    let began = world.now;
+    world.write(0, b"a short one");
+    world.settle();
+    world.write(0, b"and its tail");
+    let both = b"a short oneand its tail".len();
+    world.run(Duration::from_secs(1), |world| {
+        world.ends[1].read.len() == both
+    });
+    let took = world.now.since(began);
+    assert!(took <= delay + 2 * MS, "{took:?}");
+    assert!(took > delay, "held back for no time at all: {took:?}");
+}
+
 #[test]
 fn a_long_path_is_used() {
     // 40 ms there and back, and 64 MiB: with a window that opens, some seconds.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::digest;
+use bytes::BytesMut;
 use ramjet_proto::agent::exchange::{
     Ack, AckName, Incoming, Malformed, Message, MessageKind, PAYLOAD_LEN_MAX, Tags, TraceReport,
 };
@@ -34,10 +35,20 @@ pub(super) const IDLE_MAX: Duration = Duration::from_secs(120);
 const KEPT_MAX: usize = 256 << 20;
 /// The unit in which they are counted.
 const KEPT_UNIT: usize = 64 << 10;
+/// Bytes of one stream from which on no more is read before what is there is kept.
+const BATCH_LEN_MAX: usize = 256 << 10;
 /// How long a message is known again, in milliseconds.
 const REPEAT_MS: u64 = 600_000;
 /// Messages that are known again.
 const REPEATS_MAX: usize = 8_192;
+
+/// Messages of one stream that are kept together.
+#[derive(Default)]
+struct Batch {
+    letters: Vec<Letter>,
+    /// What is said of each, if it can be kept.
+    acks: Vec<Ack>,
+}
 
 /// Messages that were taken lately, by sender, id and content.
 #[derive(Default)]
@@ -108,25 +119,39 @@ impl<H: Host> Agent<H> {
         let mut reader = FrameReader::new(PAYLOAD_LEN_MAX);
         let mut receiving = Receiving::default();
         let mut room: Option<OwnedSemaphorePermit> = None;
+        let mut batch = Batch::default();
         loop {
             let read = tokio::time::timeout(IDLE_MAX, stream.read()).await;
-            let chunk = match read.map_err(|_| format!("silent for {IDLE_MAX:?}"))?? {
-                Some(chunk) => chunk,
-                None => break,
+            let Some(chunk) = read.map_err(|_| format!("silent for {IDLE_MAX:?}"))?? else {
+                break;
             };
             reader.push(&chunk);
+            // What has arrived meanwhile is kept and acknowledged together.
+            while reader.kept_len() < BATCH_LEN_MAX
+                && let Some(more) = stream.read_ready()
+            {
+                reader.push(&more);
+            }
             loop {
                 match reader.next_frame() {
                     Ok(Some(frame)) => {
                         room = None;
                         let incoming = Incoming::read(frame);
-                        self.answer(&mut stream, peer, incoming, &mut receiving)
-                            .await?;
+                        let took = self.gather(peer, incoming, &mut batch);
+                        if let Err(incoming) = took {
+                            self.keep_batch(&mut stream, &mut batch).await?;
+                            self.answer(&mut stream, peer, incoming, &mut receiving)
+                                .await?;
+                        }
                     }
                     Ok(None) => break,
-                    Err(fault) => return Err(fault.to_string()),
+                    Err(fault) => {
+                        self.keep_batch(&mut stream, &mut batch).await?;
+                        return Err(fault.to_string());
+                    }
                 }
             }
+            self.keep_batch(&mut stream, &mut batch).await?;
             for frame in self.settle_chunks(&mut receiving).await {
                 stream.write(frame).await?;
             }
@@ -135,6 +160,61 @@ impl<H: Host> Agent<H> {
             }
         }
         stream.close().await
+    }
+
+    /// Puts a message that is to be kept to those that are kept together; what is anything else, or a
+    /// repeat of one of them, comes back.
+    fn gather(
+        &self,
+        peer: NodeId,
+        incoming: Result<Incoming, Malformed>,
+        batch: &mut Batch,
+    ) -> Result<(), Result<Incoming, Malformed>> {
+        let plain = |message: &Message| message.kind != MessageKind::Json;
+        let (tags, message) = match incoming {
+            Ok(Incoming::Message(message)) if plain(&message) => (Tags::default(), message),
+            Ok(Incoming::Tagged(tags, message)) if plain(&message) && tags.message_id.is_none() => {
+                (tags, message)
+            }
+            other => return Err(other),
+        };
+        batch.acks.push(Ack::Taken {
+            name: AckName::Message(message.kind),
+            len: message.content.len() as u64,
+            duplicate: false,
+        });
+        batch.letters.push(Letter {
+            from: peer,
+            message,
+            tags,
+            received_at_ms: self.host.unix_ms(),
+        });
+        Ok(())
+    }
+
+    /// Keeps what was gathered, on one trip to the blocking threads, and acknowledges it in one write.
+    async fn keep_batch(&self, stream: &mut H::Stream, batch: &mut Batch) -> Result<(), String> {
+        if batch.letters.is_empty() {
+            return Ok(());
+        }
+        let letters = std::mem::take(&mut batch.letters);
+        let inbox = Arc::clone(&self.inbox);
+        let keep = move || letters.iter().map(|letter| inbox.keep(letter)).collect();
+        let kept: Vec<Result<_, String>> = tokio::task::spawn_blocking(keep)
+            .await
+            .map_err(|_| "the node is shutting down".to_owned())?;
+        let mut answer = BytesMut::new();
+        for (ack, kept) in batch.acks.drain(..).zip(kept) {
+            let ack = match (ack, kept) {
+                (Ack::Taken { name, .. }, Err(reason)) => {
+                    tracing::info!(peer = %stream.peer(), %name, %reason, "message not kept");
+                    Ack::Refused { name, reason }
+                }
+                (ack, _) => ack,
+            };
+            answer.extend_from_slice(&ack.frame());
+        }
+        stream.write(answer.freeze()).await
     }
 
     /// Room for an unfinished frame: waits until others have finished theirs.

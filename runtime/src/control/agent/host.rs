@@ -22,6 +22,8 @@ pub(crate) trait AgentStream: 'static {
     fn peer(&self) -> NodeId;
     /// Bytes in order; `None` at the end of the stream.
     async fn read(&mut self) -> Result<Option<Bytes>, String>;
+    /// Bytes that are here already; `None` if there are none, for whatever reason.
+    fn read_ready(&mut self) -> Option<Bytes>;
     /// Queues bytes; waits while too many are unsent.
     async fn write(&mut self, bytes: Bytes) -> Result<(), String>;
     /// Ends the stream once everything written is acknowledged.
@@ -146,6 +148,10 @@ impl AgentStream for Stream {
 
     async fn read(&mut self) -> Result<Option<Bytes>, String> {
         Stream::read(self).await.map_err(|error| error.to_string())
+    }
+
+    fn read_ready(&mut self) -> Option<Bytes> {
+        Stream::read_ready(self)
     }
 
     async fn write(&mut self, bytes: Bytes) -> Result<(), String> {

@@ -159,6 +159,11 @@ impl Stream {
         self.read.read().await
     }
 
+    /// The next bytes if they are here already; `None` if there are none, for whatever reason.
+    pub(crate) fn read_ready(&mut self) -> Option<Bytes> {
+        self.read.read_ready()
+    }
+
     /// Queues bytes; waits while more than [`UNSENT_MAX`] are unsent.
     ///
     /// # Errors
@@ -195,9 +200,7 @@ impl ReadHalf {
     pub(crate) async fn read(&mut self) -> Result<Option<Bytes>, StreamError> {
         let state = &self.owner.state;
         loop {
-            let first = state.inbound.borrow_mut().pop_front();
-            if let Some(bytes) = first {
-                state.consume(&self.owner.ports, bytes.len());
+            if let Some(bytes) = self.read_ready() {
                 return Ok(Some(bytes));
             }
             match state.end.get() {
@@ -206,6 +209,16 @@ impl ReadHalf {
                 None => state.readable.notified().await,
             }
         }
+    }
+}
+
+impl ReadHalf {
+    /// As [`Stream::read_ready`].
+    pub(crate) fn read_ready(&self) -> Option<Bytes> {
+        let state = &self.owner.state;
+        let bytes = state.inbound.borrow_mut().pop_front()?;
+        state.consume(&self.owner.ports, bytes.len());
+        Some(bytes)
     }
 }
 

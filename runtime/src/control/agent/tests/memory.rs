@@ -289,12 +289,19 @@ pub(super) struct MemoryStream {
     /// `None` is the end; a channel that closes without it is a reset.
     out: mpsc::Sender<Option<Bytes>>,
     inbound: mpsc::Receiver<Option<Bytes>>,
+    /// What was looked at and not taken.
+    peeked: Option<Option<Bytes>>,
 }
 
 fn pair(one: NodeId, other: NodeId) -> (MemoryStream, MemoryStream) {
     let (to_other, from_one) = mpsc::channel(PIECES_MAX);
     let (to_one, from_other) = mpsc::channel(PIECES_MAX);
-    let end = |peer, out, inbound| MemoryStream { peer, out, inbound };
+    let end = |peer, out, inbound| MemoryStream {
+        peer,
+        out,
+        inbound,
+        peeked: None,
+    };
     (end(other, to_other, from_other), end(one, to_one, from_one))
 }
 
@@ -304,9 +311,21 @@ impl AgentStream for MemoryStream {
     }
 
     async fn read(&mut self) -> Result<Option<Bytes>, String> {
-        match self.inbound.recv().await {
-            Some(piece) => Ok(piece),
-            None => Err("reset".to_owned()),
+        let piece = match self.peeked.take() {
+            Some(piece) => Some(piece),
+            None => self.inbound.recv().await,
+        };
+        piece.ok_or_else(|| "reset".to_owned())
+    }
+
+    fn read_ready(&mut self) -> Option<Bytes> {
+        if self.peeked.is_none() {
+            self.peeked = self.inbound.try_recv().ok();
+        }
+        // The end is left for whoever waits for it.
+        match &self.peeked {
+            Some(Some(_)) => self.peeked.take()?,
+            _ => None,
         }
     }
 
