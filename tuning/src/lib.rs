@@ -5,7 +5,7 @@
 //! change it and back.
 //!
 //! Invariants:
-//! * It only reads. Nothing here changes a setting; the commands are for the operator to run.
+//! * Judging only reads. What changes a setting is [`apply`] and [`undo`], which are told to.
 //! * Advice is a pure function of [`Readings`], so that every rule is tested on fixtures.
 //! * A file that is absent is never taken for a bad value: the finding says that the kernel does
 //!   not tell.
@@ -16,11 +16,15 @@
 #![forbid(unsafe_code)]
 
 mod advice;
+mod change;
 mod readings;
+
+use std::path::Path;
 
 use serde::Serialize;
 
 pub use advice::{offload_probe, ring_probe};
+pub use change::{Change, Outcome, Record, apply, undo};
 pub use readings::Readings;
 
 /// How much a finding matters.
@@ -52,12 +56,15 @@ pub struct Finding {
     pub command: Option<String>,
     /// The command that changes it back to what is set now.
     pub undo: Option<String>,
+    /// The same as a change that [`apply`] can make; absent where that is not safe or not possible.
+    pub change: Option<Change>,
 }
 
-/// Reads this host and judges every setting that matters to a worker.
+/// Reads the host whose files lie below `root` (`/` for this one) and judges every setting that
+/// matters to a worker.
 #[must_use]
-pub fn report() -> Vec<Finding> {
-    judge(&Readings::read())
+pub fn report(root: &Path) -> Vec<Finding> {
+    judge(&Readings::read(root))
 }
 
 /// Judges readings taken earlier, or elsewhere.
@@ -76,6 +83,7 @@ impl Finding {
             why,
             command: None,
             undo: None,
+            change: None,
         }
     }
 
@@ -94,7 +102,21 @@ impl Finding {
             why,
             command: None,
             undo: None,
+            change: None,
         }
+    }
+
+    /// Mended by writing `to` into a file of the kernel that holds `from`.
+    fn mended_by_writing(self, file: &str, from: &str, to: &str) -> Self {
+        let change = Change {
+            id: self.id.to_owned(),
+            file: file.to_owned(),
+            from: from.to_owned(),
+            to: to.to_owned(),
+        };
+        let mut finding = self.mended_by(change.command(to), change.command(from));
+        finding.change = Some(change);
+        finding
     }
 
     fn mended_by(mut self, command: impl Into<String>, undo: impl Into<String>) -> Self {

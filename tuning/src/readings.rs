@@ -29,27 +29,144 @@ pub struct Readings {
     /// The processor quota of this process's control group: `cpu.max` of version 2, or quota and
     /// period of version 1 in the same form.
     pub cpu_quota: Option<String>,
+    /// Idle states of the first core.
+    pub idle_states: Vec<IdleState>,
+    /// `/sys/devices/system/cpu/smt/active`.
+    pub smt_active: Option<String>,
+    /// `/sys/devices/system/node/online`.
+    pub numa_nodes: Option<String>,
+    /// `/sys/devices/system/cpu/isolated`.
+    pub isolated: Option<String>,
+    /// `/proc/stat`.
+    pub stat: Option<String>,
+    /// Network devices with hardware behind them.
+    pub links: Vec<Link>,
+    /// Display and compute devices of NVIDIA and AMD.
+    pub gpus: Vec<Gpu>,
+}
+
+/// A state that a core goes to when it has nothing to do.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct IdleState {
+    /// Its name, such as `C6`.
+    pub name: String,
+    /// Microseconds until the core works again.
+    pub latency_us: u64,
+    /// Whether it is switched off.
+    pub disabled: bool,
+}
+
+/// A network device.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Link {
+    /// Its name, such as `eth0`.
+    pub name: String,
+    /// Receive queues.
+    pub queues: usize,
+    /// `rps_cpus` of the first: the cores that packets are handed to, as a mask.
+    pub steering: String,
+}
+
+/// A device that computes.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Gpu {
+    /// Its place on the bus, such as `0000:17:00.0`.
+    pub slot: String,
+    /// `numa_node`: -1 if the firmware does not say.
+    pub numa_node: String,
+    /// `local_cpulist`: the cores near it.
+    pub cores: String,
 }
 
 impl Readings {
-    /// Reads this host.
+    /// Reads the host whose files lie below `root`: `/` for this one.
     #[must_use]
-    pub fn read() -> Self {
-        let cpu = Path::new("/sys/devices/system");
+    pub fn read(root: &Path) -> Self {
+        let text = |path: &str| text(root.join(path));
         Self {
-            kernel_release: text("/proc/sys/kernel/osrelease"),
-            io_uring_disabled: text("/proc/sys/kernel/io_uring_disabled"),
-            limits: text("/proc/self/limits"),
-            rmem_max: text("/proc/sys/net/core/rmem_max"),
-            wmem_max: text("/proc/sys/net/core/wmem_max"),
-            governor: text(cpu.join("cpu/cpu0/cpufreq/scaling_governor")),
-            clocksource: text(cpu.join("clocksource/clocksource0/current_clocksource")),
-            clocksources: text(cpu.join("clocksource/clocksource0/available_clocksource")),
-            huge_pages: text("/sys/kernel/mm/transparent_hugepage/enabled"),
-            status: text("/proc/self/status"),
-            cpu_quota: text("/proc/self/cgroup").and_then(|groups| read_quota(&groups)),
+            kernel_release: text("proc/sys/kernel/osrelease"),
+            io_uring_disabled: text("proc/sys/kernel/io_uring_disabled"),
+            limits: text("proc/self/limits"),
+            rmem_max: text("proc/sys/net/core/rmem_max"),
+            wmem_max: text("proc/sys/net/core/wmem_max"),
+            governor: text("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+            clocksource: text("sys/devices/system/clocksource/clocksource0/current_clocksource"),
+            clocksources: text("sys/devices/system/clocksource/clocksource0/available_clocksource"),
+            huge_pages: text("sys/kernel/mm/transparent_hugepage/enabled"),
+            status: text("proc/self/status"),
+            cpu_quota: text("proc/self/cgroup").and_then(|groups| read_quota(root, &groups)),
+            idle_states: read_idle_states(root),
+            smt_active: text("sys/devices/system/cpu/smt/active"),
+            numa_nodes: text("sys/devices/system/node/online"),
+            isolated: text("sys/devices/system/cpu/isolated"),
+            stat: text("proc/stat"),
+            links: read_links(root),
+            gpus: read_gpus(root),
         }
     }
+}
+
+/// Names in a folder, sorted; none if it cannot be read.
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    names
+}
+
+/// A file's text without the line's end.
+fn line(path: &Path) -> Option<String> {
+    text(path).map(|text| text.trim().to_owned())
+}
+
+fn read_idle_states(root: &Path) -> Vec<IdleState> {
+    let folder = root.join("sys/devices/system/cpu/cpu0/cpuidle");
+    let state = |name: String| {
+        let state = folder.join(name);
+        Some(IdleState {
+            name: line(&state.join("name"))?,
+            latency_us: line(&state.join("latency"))?.parse().ok()?,
+            disabled: line(&state.join("disable")).as_deref() == Some("1"),
+        })
+    };
+    names(&folder).into_iter().filter_map(state).collect()
+}
+
+fn read_links(root: &Path) -> Vec<Link> {
+    let folder = root.join("sys/class/net");
+    let link = |name: String| {
+        let queues = folder.join(&name).join("queues");
+        // Loopback, bridges and tunnels have no device and no queue of their own.
+        folder.join(&name).join("device").exists().then(|| Link {
+            queues: names(&queues)
+                .iter()
+                .filter(|queue| queue.starts_with("rx-"))
+                .count(),
+            steering: line(&queues.join("rx-0/rps_cpus")).unwrap_or_default(),
+            name,
+        })
+    };
+    names(&folder).into_iter().filter_map(link).collect()
+}
+
+fn read_gpus(root: &Path) -> Vec<Gpu> {
+    const VENDORS: [&str; 2] = ["0x10de", "0x1002"];
+    let folder = root.join("sys/bus/pci/devices");
+    let gpu = |slot: String| {
+        let device = folder.join(&slot);
+        let vendor = line(&device.join("vendor"))?;
+        // Display controllers are class 03, processing accelerators 12.
+        let class = line(&device.join("class"))?;
+        let computes = class.starts_with("0x03") || class.starts_with("0x12");
+        (computes && VENDORS.contains(&vendor.as_str())).then(|| Gpu {
+            slot,
+            numa_node: line(&device.join("numa_node")).unwrap_or_default(),
+            cores: line(&device.join("local_cpulist")).unwrap_or_default(),
+        })
+    };
+    names(&folder).into_iter().filter_map(gpu).collect()
 }
 
 fn text(path: impl AsRef<Path>) -> Option<String> {
@@ -57,8 +174,8 @@ fn text(path: impl AsRef<Path>) -> Option<String> {
 }
 
 /// Reads the quota of the group this process is in, or of the nearest parent that the mount shows.
-fn read_quota(groups: &str) -> Option<String> {
-    let root = Path::new("/sys/fs/cgroup");
+fn read_quota(host: &Path, groups: &str) -> Option<String> {
+    let root = &host.join("sys/fs/cgroup");
     if let Some(group) = unified_group(groups) {
         for folder in upward(root, group) {
             if let Some(quota) = text(folder.join("cpu.max")) {
@@ -136,7 +253,7 @@ mod tests {
 
     #[test]
     fn this_host_can_be_read() {
-        let readings = Readings::read();
+        let readings = Readings::read(Path::new("/"));
         assert!(readings.kernel_release.is_some());
         assert!(readings.limits.is_some());
     }

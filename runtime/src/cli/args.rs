@@ -12,6 +12,7 @@ use ramjet_proto::market::Filter;
 use super::agent_args::{FileArgs, MessageArgs, TaskArgs, TrustArgs};
 use super::arg_groups::{AskArgs, IdentityArgs, MarketArgs, RulesArgs, ServeArgs, ThreadArgs};
 use super::bench_args::{BenchArgs, BenchCommand};
+use super::doctor::DoctorArgs;
 use super::settings::{self as s, Layer};
 
 /// A worker runtime for Pilot Protocol task markets.
@@ -97,7 +98,7 @@ pub enum Command {
     /// Measure this machine and this build
     Bench(BenchArgs),
     /// Say what this host lacks, what it costs, and the command that mends it
-    Doctor,
+    Doctor(DoctorArgs),
 }
 
 /// `ramjet demo`.
@@ -385,7 +386,7 @@ impl Cli {
                 BenchCommand::Registry(_) => common,
                 BenchCommand::RegistryServer(registry) => registry.layer(common),
             },
-            Command::Doctor => common,
+            Command::Doctor(_) => common,
         }
     }
 }

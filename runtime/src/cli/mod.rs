@@ -186,6 +186,6 @@ fn dispatch(cli: &Cli, settings: &Settings, output: &mut Output) -> Result<Exit,
         Command::Status(_) => status::run(settings, output),
         Command::Engagements(args) => engagements::run(args, settings, output),
         Command::Bench(args) => bench::run(args, settings, output),
-        Command::Doctor => doctor::run(output),
+        Command::Doctor(args) => doctor::run(args, output),
     }
 }

@@ -112,6 +112,26 @@ pub struct Ring {
 // is created and used on the worker's own thread alone.
 unsafe impl Send for Ring {}
 
+/// Whether this process may have a ring as the workers set it up.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn probe() -> io::Result<()> {
+    builder().build(SUBMISSIONS).map(drop)
+}
+
+/// How the workers' rings are set up: one thread submits, and completions wait until it asks.
+fn builder() -> io_uring::Builder {
+    let mut builder = IoUring::builder();
+    builder
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_taskrun_flag()
+        .setup_submit_all()
+        .setup_cqsize(COMPLETIONS);
+    builder
+}
+
 impl Ring {
     /// Sets the ring up on the calling thread, which must be the only one to use it.
     ///
@@ -125,13 +145,7 @@ impl Ring {
         receiving: Receiving,
         segmentation: bool,
     ) -> io::Result<Self> {
-        let ring = IoUring::builder()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_taskrun_flag()
-            .setup_submit_all()
-            .setup_cqsize(COMPLETIONS)
-            .build(SUBMISSIONS)?;
+        let ring = builder().build(SUBMISSIONS)?;
         ring.submitter()
             .register_files(&[socket.as_raw_fd(), wake.as_raw_fd()])?;
         let mut descriptors = DescriptorRing::new()?;

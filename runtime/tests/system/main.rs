@@ -24,6 +24,7 @@ mod alone;
 mod backend;
 mod bench;
 mod crash;
+mod doctor;
 mod harness;
 mod hostile;
 mod lifecycle;

@@ -8,6 +8,8 @@ const RELEASE_MIN: (u32, u32) = (6, 1);
 const RELEASE_WHY: &str = "a worker's ring needs multishot receives and deferred task work; \
                            without them the mmsg backend carries the traffic at about the rate of \
                            plain batching";
+const SECCOMP_WHY: &str = "containers filter io_uring away by default; what a ring does is not \
+                           filtered any more once it is built";
 const RING_WHY: &str = "io_uring carries a worker's datagrams; without it the mmsg backend does, \
                         with more calls into the kernel for each task";
 
@@ -46,10 +48,7 @@ pub(crate) fn io_uring(readings: &Readings) -> Finding {
             "0, allowed for everyone",
             RING_WHY,
         )
-        .mended_by(
-            "sysctl -w kernel.io_uring_disabled=0",
-            format!("sysctl -w kernel.io_uring_disabled={value}"),
-        )
+        .mended_by_writing("/proc/sys/kernel/io_uring_disabled", value, "0")
     };
     match state {
         None => Finding::fine(
@@ -69,6 +68,21 @@ pub(crate) fn io_uring(readings: &Readings) -> Finding {
             RING_WHY,
         ),
     }
+}
+
+pub(crate) fn seccomp(readings: &Readings) -> Finding {
+    let id = "seccomp";
+    let status = readings.status.as_deref().unwrap_or_default();
+    let mode = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Seccomp:"))
+        .map(str::trim);
+    let what_is = match mode {
+        None => "the kernel does not tell",
+        Some("0") => "no filter",
+        Some(_) => "a filter; whether it lets io_uring pass says the finding io_uring",
+    };
+    Finding::fine(id, what_is, SECCOMP_WHY)
 }
 
 /// Turns the outcome of building a real ring into a finding; the caller owns the probe.

@@ -3,6 +3,7 @@
 mod host;
 mod kernel;
 mod network;
+mod placement;
 
 use crate::{Finding, Readings};
 
@@ -19,9 +20,17 @@ pub(crate) const RULES: &[fn(&Readings) -> Finding] = &[
     host::open_files,
     host::cores,
     host::quota,
+    placement::steal,
+    kernel::seccomp,
+    network::steering,
     host::governor,
+    placement::idle_states,
     host::clocksource,
     host::huge_pages,
+    placement::isolation,
+    placement::smt,
+    placement::numa,
+    placement::gpus,
 ];
 
 /// A soft limit of `/proc/self/limits`: `None` if the line is absent, `u64::MAX` for `unlimited`.
@@ -73,7 +82,12 @@ Max locked memory         unlimited            unlimited            bytes
         assert_eq!(findings.len(), RULES.len());
         for finding in findings {
             assert_eq!(finding.severity, Severity::Ok, "{finding:?}");
-            assert!(finding.what_is.contains("does not tell"), "{finding:?}");
+            let absent = ["does not tell", "no network device", "none"];
+            assert!(
+                absent.iter().any(|text| finding.what_is.contains(text)),
+                "{finding:?}"
+            );
+            assert_eq!(finding.change, None);
         }
     }
 
@@ -91,6 +105,8 @@ Max locked memory         unlimited            unlimited            bytes
             huge_pages: Some(String::from("always madvise [never]\n")),
             status: Some(String::from("Cpus_allowed_list:\t0\n")),
             cpu_quota: Some(String::from("50000 100000\n")),
+            stat: Some(String::from("cpu  90 0 0 0 0 0 0 10 0 0\n")),
+            ..Readings::default()
         };
         let findings = judge(&poor);
         let lacking = findings
@@ -107,10 +123,37 @@ Max locked memory         unlimited            unlimited            bytes
                 "{finding:?}"
             );
         }
+        let ids: Vec<&str> = lacking.map(|finding| finding.id).collect();
         assert_eq!(
-            lacking.count(),
-            RULES.len() - 1,
-            "only locked memory is fine: {findings:?}"
+            ids,
+            [
+                "kernel",
+                "io_uring_disabled",
+                "rmem_max",
+                "wmem_max",
+                "nofile",
+                "cores",
+                "cpu_quota",
+                "steal",
+                "governor",
+                "clocksource",
+                "huge_pages"
+            ]
+        );
+        let changes = findings
+            .iter()
+            .filter_map(|finding| finding.change.as_ref());
+        let files: Vec<&str> = changes.map(|change| change.file.as_str()).collect();
+        assert_eq!(
+            files,
+            [
+                "/proc/sys/kernel/io_uring_disabled",
+                "/proc/sys/net/core/rmem_max",
+                "/proc/sys/net/core/wmem_max",
+                "/sys/devices/system/clocksource/clocksource0/current_clocksource",
+                "/sys/kernel/mm/transparent_hugepage/enabled"
+            ],
+            "what may be changed without asking further"
         );
     }
 }
