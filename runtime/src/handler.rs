@@ -6,7 +6,10 @@
 
 use std::sync::Arc;
 
+use ramjet_proto::frame::kind::RefusalCode;
 use ramjet_proto::market::AcceptFrom;
+
+use crate::worker::boxes::TaskBox;
 
 /// Where a skill runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +18,8 @@ pub enum Placement {
     Inline,
     /// On the pool's cores: the worker goes on and is told when it is done.
     Pool,
+    /// In processes of their own, in batches, through the agent port ([`crate::port`]).
+    Agents,
 }
 
 /// What became of a task.
@@ -54,6 +59,18 @@ pub trait Handler: Send + Sync {
         let _ = progress;
         self.run(payload, result)
     }
+
+    /// Takes a task of a skill placed with agents; the box comes back through its inbox. The worker
+    /// calls [`Self::wake_agents`] when it has handed over what it has.
+    ///
+    /// # Errors
+    /// The box, why the task is refused, and when the requester may come again, in microseconds.
+    fn hand_over(&self, task: Box<TaskBox>) -> Result<(), (Box<TaskBox>, RefusalCode, u32)> {
+        Err((task, RefusalCode::NoSkill, 0))
+    }
+
+    /// Wakes whoever was handed tasks.
+    fn wake_agents(&self) {}
 }
 
 /// One skill of a node.

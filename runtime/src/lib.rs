@@ -6,15 +6,19 @@
 //! | [`control`] | registry link, engagements, receipts, spool, local socket | one, beside them |
 //! | [`node`] | starts both and hands out the one handle to them | the caller's |
 //! | [`handler`], [`skills`] | what runs a task, and the skills built in | a worker, or the pool |
+//! | [`events`] | what an operator wants to know of, by stable ids | any |
 //! | [`job`] | what a requester sends and does with the answers | a worker |
+//! | `port` | agents: external processes that run skills in batches | its own |
 //! | [`cli`] | the command line | main |
 //!
 //! Workers and control share no state: they exchange the two enums of [`control::vocabulary`].
 
 pub mod cli;
 pub mod control;
+pub mod events;
 pub mod handler;
 pub mod job;
 pub mod node;
+pub mod port;
 pub mod skills;
 pub mod worker;

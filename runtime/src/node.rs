@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,13 +13,14 @@ use ramjet_proto::ids::{EngagementId, NodeId, OfferId};
 use ramjet_proto::market::message::{
     Diagnosis, EngagementRow, Query, Refusal, Settlement, Standing, WorkerRow,
 };
-use ramjet_proto::market::{Filter, Gate};
+use ramjet_proto::market::{AcceptFrom, Filter, Gate};
 
 use crate::control::ControlTimings;
 pub use crate::control::agent::{AgentRequest, Data, DataKind};
 use crate::control::vocabulary::{CloseReason, Histograms, Totals};
 use crate::handler::Skill;
 use crate::job::Job;
+pub use crate::port::{AgentSkillStatus, AgentsConfig, OwnedAgent};
 use crate::worker::{Idle, IoKind, IoOptions};
 
 /// What a node is, decided before it starts.
@@ -81,8 +82,28 @@ pub struct NodeConfig {
     pub state: Option<PathBuf>,
     /// The local socket, if it serves one.
     pub socket: Option<PathBuf>,
+    /// Agents: external processes that run skills in batches.
+    pub agents: AgentsConfig,
     /// What it offers to plain Pilot agents.
     pub services: ServiceConfig,
+    /// The sockets of its tunnel, where an earlier process of this node has left them; the bind to
+    /// `listen` is spared then. They must be a group that [`crate::worker::bind_group`] made, one
+    /// socket for each worker.
+    pub sockets: Option<Arc<Vec<UdpSocket>>>,
+    /// Shown the tunnel's sockets once, when they are bound and before a worker has them: to leave
+    /// them to a later process of this node.
+    pub on_bound: Option<fn(&[UdpSocket])>,
+}
+
+/// What of a node can be changed while it runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reloaded {
+    /// Whether it wants tasks.
+    pub task_ready: bool,
+    /// Its capabilities beside its skills, all of them.
+    pub capabilities: BTreeMap<String, String>,
+    /// Whom each skill serves beyond the gate; a skill that is not named keeps its policy.
+    pub accept_from: BTreeMap<String, AcceptFrom>,
 }
 
 /// What a node offers to plain Pilot agents, beside the handshake by which trust is asked for.
@@ -252,6 +273,9 @@ pub struct Status {
     pub latency_us: BTreeMap<String, [f64; 4]>,
     /// Running engagements.
     pub engagements: Vec<EngagementStatus>,
+    /// Skills that agents run.
+    #[serde(default)]
+    pub agents: Vec<AgentSkillStatus>,
 }
 
 /// One running engagement of a node.
@@ -439,6 +463,24 @@ impl Node {
     /// The control thread does not answer.
     pub fn histograms(&self) -> Result<Histograms, NodeError> {
         self.control.histograms()
+    }
+
+    /// Asks every worker, through the control thread, for a sign of life: done within `limit` only if
+    /// all of them, and the control thread, still turn. What a supervisor's watchdog should hang on.
+    ///
+    /// # Errors
+    /// Which worker gave no sign, since this call or the last one.
+    pub fn beat(&self, limit: Duration) -> Result<(), NodeError> {
+        self.control.beat(limit)
+    }
+
+    /// Changes what can be changed without a restart. It holds for whatever is decided from now on;
+    /// engagements that run are not touched. All of it is taken, or none.
+    ///
+    /// # Errors
+    /// What the registry would not take of it, by name and bound.
+    pub fn reload(&self, reloaded: Reloaded) -> Result<(), NodeError> {
+        self.control.reload(reloaded)
     }
 
     /// Why this node can take no more work, if a thread of it has ended: whoever runs it as a

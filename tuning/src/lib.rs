@@ -10,8 +10,9 @@
 //! * A file that is absent is never taken for a bad value: the finding says that the kernel does
 //!   not tell.
 //!
-//! Who may call it: the command line (`doctor`). Absent: probes that need a socket or a ring. Their
-//! owner runs them and turns the outcome into a finding with [`ring_probe`] or [`offload_probe`].
+//! Who may call it: the command line (`doctor`). Absent: probes that need a socket, a ring or a clock.
+//! Their owner runs them and turns the outcome into a finding with [`ring_probe`], [`offload_probe`] or
+//! [`nat_probe`], or adds what it has measured to a finding.
 
 #![forbid(unsafe_code)]
 
@@ -23,7 +24,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-pub use advice::{offload_probe, ring_probe};
+pub use advice::{nat_probe, offload_probe, ring_probe};
 pub use change::{Change, Outcome, Record, apply, undo};
 pub use readings::Readings;
 
@@ -52,6 +53,8 @@ pub struct Finding {
     pub better: String,
     /// Why, with the expected effect.
     pub why: &'static str,
+    /// What was measured of it here and now, with its unit; absent where nothing was.
+    pub measured: Option<String>,
     /// The command that changes it, run as root; absent where no command can.
     pub command: Option<String>,
     /// The command that changes it back to what is set now.
@@ -81,6 +84,7 @@ impl Finding {
             what_is: what_is.into(),
             better: String::new(),
             why,
+            measured: None,
             command: None,
             undo: None,
             change: None,
@@ -100,6 +104,7 @@ impl Finding {
             what_is: what_is.into(),
             better: better.into(),
             why,
+            measured: None,
             command: None,
             undo: None,
             change: None,

@@ -43,6 +43,12 @@ pub struct Readings {
     pub links: Vec<Link>,
     /// Display and compute devices of NVIDIA and AMD.
     pub gpus: Vec<Gpu>,
+    /// `/proc/sys/net/core/netdev_max_backlog`.
+    pub backlog: Option<String>,
+    /// `/proc/net/softnet_stat`, for what the backlog dropped.
+    pub softnet: Option<String>,
+    /// What keeps the time of day right, by the file that shows it.
+    pub time_service: Option<&'static str>,
 }
 
 /// A state that a core goes to when it has nothing to do.
@@ -102,8 +108,27 @@ impl Readings {
             stat: text("proc/stat"),
             links: read_links(root),
             gpus: read_gpus(root),
+            backlog: text("proc/sys/net/core/netdev_max_backlog"),
+            softnet: text("proc/net/softnet_stat"),
+            time_service: read_time_service(root),
         }
     }
+}
+
+/// The first sign of something that keeps the time of day right.
+fn read_time_service(root: &Path) -> Option<&'static str> {
+    const SIGNS: &[(&str, &str)] = &[
+        ("run/systemd/timesync/synchronized", "systemd-timesyncd"),
+        ("run/chrony/chronyd.pid", "chrony"),
+        ("run/chronyd.pid", "chrony"),
+        ("run/ntpd.pid", "ntpd"),
+        (
+            "dev/ptp0",
+            "a clock of the hypervisor or of the network device",
+        ),
+    ];
+    let there = |(path, _): &&(&str, &str)| root.join(path).exists();
+    SIGNS.iter().find(there).map(|(_, service)| *service)
 }
 
 /// Names in a folder, sorted; none if it cannot be read.

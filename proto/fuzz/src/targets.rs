@@ -502,7 +502,7 @@ pub fn frames(data: &[u8]) {
                     .first_chunk::<2>()
                     .map_or(1, |b| u16::from_be_bytes(*b));
                 now = now + Duration::from_millis(u64::from(millis));
-                requesting.handle_timeout(now, &mut our_path, &mut sink, &job);
+                requesting.handle_timeout(now, &mut our_path, &mut sink);
             }
             _ => {
                 if let Some(admitted) = waiting.pop() {
@@ -510,7 +510,7 @@ pub fn frames(data: &[u8]) {
                     serving.answer_long(admitted, Answered::Done, 5, now, answer, &mut sink);
                 }
                 requesting.pump(now, &mut our_path, &mut sink, &mut job, 4);
-                requesting.pump_parts(now, &mut our_path, &mut sink, 0, 8);
+                requesting.pump_parts(now, &mut our_path, &mut sink, 8);
                 serving.acknowledge(&mut sink);
                 serving.pump_parts(now, &mut their_path, &mut sink, 8);
             }

@@ -125,8 +125,8 @@ pub trait Job: Send {
         let _ = waker;
     }
 
-    /// How long a task may take from its arrival at the worker until it runs, in microseconds; 0
-    /// for as long as it likes.
+    /// How long the task that was just handed out may take from its arrival at the worker until it
+    /// runs, in microseconds; 0 for as long as it likes. Before the first: what most of them may take.
     fn deadline_us(&self) -> u32 {
         0
     }

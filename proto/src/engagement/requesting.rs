@@ -77,6 +77,8 @@ struct Slot {
     /// Whether the path counts its payload as in flight.
     counted: bool,
     sends: u32,
+    /// What every copy of the task says of its deadline.
+    deadline_us: u32,
     token: u64,
     first_sent: Time,
     due: Time,
@@ -99,6 +101,7 @@ impl Slot {
         working: false,
         counted: false,
         sends: 0,
+        deadline_us: 0,
         token: 0,
         first_sent: Time::ZERO,
         due: Time::NEVER,
@@ -324,6 +327,7 @@ impl Requesting {
         debug_assert!(!slot.counted, "a free slot is not in flight");
         slot.pieces = 0;
         slot.sends = 1;
+        slot.deadline_us = deadline_us;
         slot.token = token;
         slot.first_sent = now;
         slot.due = now + self.rtt.timeout();

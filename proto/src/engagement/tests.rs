@@ -262,8 +262,8 @@ fn run(
         );
         now = now + Duration::from_millis(1);
         requesting.pump(now, &mut our_path, &mut out, &mut job, 32);
-        requesting.pump_parts(now, &mut our_path, &mut out, 0, 32);
-        requesting.handle_timeout(now, &mut our_path, &mut out, &job);
+        requesting.pump_parts(now, &mut our_path, &mut out, 32);
+        requesting.handle_timeout(now, &mut our_path, &mut out);
         there.send(std::mem::take(&mut out.frames));
 
         for owned in there.arrive() {
@@ -412,7 +412,7 @@ fn a_busy_worker_is_asked_again_as_the_next_generation() {
         .expect("for an outstanding task");
     assert!(job.answers.is_empty());
     now = now + Duration::from_micros(500);
-    requesting.handle_timeout(now, path, &mut out, &job);
+    requesting.handle_timeout(now, path, &mut out);
     let again = out.frames.pop().expect("the task again");
     assert_eq!(
         again.0.task,
@@ -427,4 +427,47 @@ fn a_busy_worker_is_asked_again_as_the_next_generation() {
             .expect("new")
             .is_some()
     );
+}
+
+/// Tasks of which each has another deadline.
+struct Hurried(u32);
+
+impl Job for Hurried {
+    fn next(&mut self, _space: &mut [u8], _now: Time) -> Next {
+        self.0 += 1;
+        Next::Task {
+            len: 0,
+            token: self.0.into(),
+        }
+    }
+
+    fn deadline_us(&self) -> u32 {
+        self.0 * 100
+    }
+
+    fn answer(&mut self, _token: u64, _answer: Answer<'_>, _timing: Timing) -> Verdict {
+        Verdict::Accept
+    }
+}
+
+#[test]
+fn every_copy_of_a_task_carries_its_own_deadline() {
+    let mut job = Hurried(0);
+    let now = Time::from_nanos(1);
+    let mut requesting = Requesting::new(CHANNEL, 3, 3, now);
+    let mut out = Collected::default();
+    let path = &mut Congestion::new(now);
+    requesting.pump(now, path, &mut out, &mut job, 3);
+    let deadlines = |out: &mut Collected| {
+        let mut told: Vec<_> = out
+            .frames
+            .drain(..)
+            .map(|frame| frame.0.auxiliary)
+            .collect();
+        told.sort_unstable();
+        told
+    };
+    assert_eq!(deadlines(&mut out), [100, 200, 300]);
+    requesting.handle_timeout(now + Duration::from_secs(1), path, &mut out);
+    assert_eq!(deadlines(&mut out), [100, 200, 300], "the repeats");
 }

@@ -188,9 +188,9 @@ fn run_at(
             let _ = requesting.answer(now, &mut our_path, &view(&frame), &mut out, &mut job);
         }
         requesting.pump(now, &mut our_path, &mut out, &mut job, 32);
-        requesting.pump_parts(now, &mut our_path, &mut out, 0, 48);
+        requesting.pump_parts(now, &mut our_path, &mut out, 48);
         if now >= requesting.next_timeout() {
-            requesting.handle_timeout(now, &mut our_path, &mut out, &job);
+            requesting.handle_timeout(now, &mut our_path, &mut out);
         }
         there.send(now, std::mem::take(&mut out.frames));
         for frame in there.arrived(now) {

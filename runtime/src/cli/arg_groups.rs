@@ -64,6 +64,20 @@ pub struct ServeArgs {
     /// Built-in skill to offer: echo, langid, sha256; may be repeated
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub skill: Vec<String>,
+    /// Skill that a command runs in batches, started and kept running by the node; COMMAND may begin
+    /// with lines: or frames: if it knows nothing of ramjet, as in tr='lines:tr a-z A-Z'; may be
+    /// repeated
+    #[arg(long, value_name = "NAME=COMMAND")]
+    pub agent: Vec<String>,
+    /// Socket where agents attach, or none [default: agents.sock in the state folder]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub agent_socket: Option<String>,
+    /// Memory shared with agents, of all of them, in MiB [default: 1024]
+    #[arg(long, value_name = "MIB")]
+    pub agent_memory: Option<String>,
+    /// Tasks of one worker that wait for agents or run there [default: 8192]
+    #[arg(long, value_name = "N")]
+    pub agent_tasks_max: Option<String>,
     /// Further capability, as in model=llama-3-70b; may be repeated
     #[arg(long, value_name = "K=V")]
     pub capability: Vec<String>,
@@ -111,6 +125,10 @@ impl ServeArgs {
             .set(s::OWNER, &self.owner)
             .set(s::PUBLIC, &self.public)
             .set_all(s::SKILL, &self.skill)
+            .set_all(s::AGENT, &self.agent)
+            .set(s::AGENT_SOCKET, &self.agent_socket)
+            .set(s::AGENT_MEMORY, &self.agent_memory)
+            .set(s::AGENT_TASKS_MAX, &self.agent_tasks_max)
             .set_all(s::CAPABILITY, &self.capability)
             .set_all(s::ACCEPT_FROM, &self.accept_from)
             .set(s::TASK_READY, &self.task_ready)

@@ -3,6 +3,7 @@
 //! Flags that are settings arrive as text and mean nothing until [`super::settings`] has laid them
 //! over the environment and the file; flags of one call are read here.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,6 +15,8 @@ use super::arg_groups::{AskArgs, IdentityArgs, MarketArgs, RulesArgs, ServeArgs,
 use super::bench_args::{BenchArgs, BenchCommand};
 use super::doctor::DoctorArgs;
 use super::settings::{self as s, Layer};
+use crate::port::Form;
+use crate::port::launch::Launch;
 
 /// A worker runtime for Pilot Protocol task markets.
 #[derive(Debug, Parser)]
@@ -53,6 +56,10 @@ pub struct CommonArgs {
     /// ramjet=debug
     #[arg(long, global = true, value_name = "FILTER")]
     pub log: Option<String>,
+    /// Form of the log: auto, text, json or journal; auto is the journal where systemd leads standard
+    /// error there, else text
+    #[arg(long, global = true, value_name = "FORM")]
+    pub log_format: Option<String>,
     /// Colours: auto, always or never
     #[arg(long, global = true, value_name = "WHEN")]
     pub color: Option<String>,
@@ -62,6 +69,7 @@ impl CommonArgs {
     fn layer(&self) -> Layer {
         Layer::default()
             .set(s::LOG, &self.log)
+            .set(s::LOG_FORMAT, &self.log_format)
             .set(s::COLOR, &self.color)
     }
 }
@@ -99,6 +107,47 @@ pub enum Command {
     Bench(BenchArgs),
     /// Say what this host lacks, what it costs, and the command that mends it
     Doctor(DoctorArgs),
+    /// Run the program of an agent, as the node starts it
+    #[command(hide = true)]
+    AgentRun(AgentRunArgs),
+    /// Write manual pages and shell completions, for packages
+    #[command(hide = true)]
+    Generate {
+        /// Folder to write them to
+        #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+        folder: PathBuf,
+    },
+}
+
+/// `ramjet agent-run`: for the node itself.
+#[derive(Debug, Args)]
+pub struct AgentRunArgs {
+    /// How the program is spoken to: port, lines, frames, or program behind an adapter
+    #[arg(long)]
+    #[arg(value_parser = ["port", "lines", "frames", "program"])]
+    pub form: String,
+    /// Skill that it runs
+    #[arg(long)]
+    pub skill: String,
+    /// Process that starts it
+    #[arg(long)]
+    pub parent: u32,
+    /// Program and arguments
+    #[arg(last = true, required = true)]
+    pub command: Vec<OsString>,
+}
+
+impl AgentRunArgs {
+    /// What they mean.
+    pub fn launch(&self) -> Launch {
+        let forms = [Form::Port, Form::Lines, Form::Frames];
+        Launch {
+            form: forms.into_iter().find(|form| form.label() == self.form),
+            skill: self.skill.clone(),
+            parent: self.parent,
+            command: self.command.clone(),
+        }
+    }
 }
 
 /// `ramjet demo`.
@@ -386,7 +435,7 @@ impl Cli {
                 BenchCommand::Registry(_) => common,
                 BenchCommand::RegistryServer(registry) => registry.layer(common),
             },
-            Command::Doctor(_) => common,
+            Command::Doctor(_) | Command::AgentRun(_) | Command::Generate { .. } => common,
         }
     }
 }

@@ -3,8 +3,8 @@
 //! It changes nothing unless it is told twice: `--apply` says which settings of the kernel it would
 //! change, `--apply --yes` changes them and keeps what was in a record; `--undo` and `--undo --yes`
 //! do the same backwards. `--json` prints one array of findings (`id`, `severity`, `what_is`,
-//! `better`, `why`, `command`, `undo`, `change`), or of outcomes (`change`, `done`, `why`). Exit 5 if
-//! there is a problem, or something was not done; a host without one exits 0.
+//! `better`, `why`, `measured`, `command`, `undo`, `change`), or of outcomes (`change`, `done`, `why`).
+//! Exit 5 if there is a problem, or something was not done; with `--strict` 1 if there is advice; else 0.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use ramjet_tuning::{Change, Finding, Outcome, Record, Severity};
 
 use super::exit::{Exit, Failure};
 use super::output::{Output, Paint};
-use crate::worker::{Segmentation, Trains, ring};
+use super::probes;
 
 /// Where what was is kept until it is undone.
 const RECORD: &str = "/var/lib/ramjet/doctor.json";
@@ -33,6 +33,9 @@ pub struct DoctorArgs {
     /// Where --apply keeps what was, for --undo
     #[arg(long, value_name = "FILE", default_value = RECORD, value_hint = ValueHint::FilePath)]
     record: PathBuf,
+    /// Exit with 1 if there is advice, too
+    #[arg(long)]
+    strict: bool,
     /// Only the settings with these names
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
@@ -58,26 +61,22 @@ pub(super) fn run(args: &DoctorArgs, output: &mut Output) -> Result<Exit, Failur
             .collect();
         output.data(&pages.join("\n"))?;
     }
-    let problem = findings
-        .iter()
-        .any(|finding| finding.severity == Severity::Problem);
-    Ok(if problem { Exit::Environment } else { Exit::Ok })
+    Ok(exit(&findings, args.strict))
+}
+
+fn exit(findings: &[Finding], strict: bool) -> Exit {
+    match findings.iter().map(|finding| finding.severity).max() {
+        Some(Severity::Problem) => Exit::Environment,
+        Some(Severity::Advice) if strict => Exit::Failed,
+        _ => Exit::Ok,
+    }
 }
 
 /// The findings that were asked for: what the files say, and on this host what is tried.
 fn chosen(args: &DoctorArgs) -> Result<Vec<Finding>, Failure> {
     let mut findings = ramjet_tuning::report(&args.root);
     if args.root == Path::new("/") {
-        let probes = [
-            ramjet_tuning::ring_probe(&ring::probe().map_err(|error| error.to_string())),
-            ramjet_tuning::offload_probe(&trains()),
-        ];
-        // Behind the kernel's release and switch, which say why a ring is refused.
-        let after = findings
-            .iter()
-            .position(|finding| finding.id == "io_uring_disabled");
-        let at = after.map_or(0, |at| at + 1);
-        findings.splice(at..at, probes);
+        probes::try_out(&mut findings);
     }
     for name in &args.only {
         if !findings.iter().any(|finding| finding.id == name) {
@@ -91,16 +90,6 @@ fn chosen(args: &DoctorArgs) -> Result<Vec<Finding>, Failure> {
     findings
         .retain(|finding| args.only.is_empty() || args.only.iter().any(|name| name == finding.id));
     Ok(findings)
-}
-
-/// Sends and gathers a train on loopback.
-fn trains() -> Result<(), String> {
-    let Trains { sent, gathered } = Trains::of(Segmentation::Auto);
-    match (sent, gathered) {
-        (true, true) => Ok(()),
-        (false, _) => Err("a train that was sent did not arrive as its datagrams".to_owned()),
-        (true, false) => Err("datagrams that were gathered could not be told apart".to_owned()),
-    }
 }
 
 fn apply(args: &DoctorArgs, findings: Vec<Finding>, output: &mut Output) -> Result<Exit, Failure> {
@@ -212,12 +201,20 @@ fn page(finding: &Finding, output: &Output) -> String {
             |name: &str, text: &str| page.push_str(&format!("\n        {name:<7} {text}"));
         line("better", &finding.better);
         line("why", finding.why);
+        if let Some(measured) = &finding.measured {
+            line("here", measured);
+        }
         if let Some(command) = &finding.command {
             line("run", command);
         }
         if let Some(undo) = &finding.undo {
             line("undo", undo);
         }
+    }
+    if finding.severity == Severity::Ok
+        && let Some(measured) = &finding.measured
+    {
+        page.push_str(&format!(" ({measured})"));
     }
     page
 }
@@ -234,10 +231,13 @@ mod tests {
             what_is: "212992 bytes".to_owned(),
             better: "8 MiB".to_owned(),
             why: "bursts are dropped",
+            measured: None,
             command: Some("sysctl -w net.core.rmem_max=8388608".to_owned()),
             undo: None,
             change: None,
         };
+        assert_eq!(exit(&[finding(Severity::Advice)], false), Exit::Ok);
+        assert_eq!(exit(&[finding(Severity::Advice)], true), Exit::Failed);
         let output = Output::quiet();
         assert_eq!(page(&finding(Severity::Ok), &output).lines().count(), 1);
         let slow = page(&finding(Severity::Advice), &output);
@@ -253,6 +253,7 @@ mod tests {
         let args = DoctorArgs {
             apply: false,
             undo: false,
+            strict: false,
             yes: false,
             record: PathBuf::from(RECORD),
             only: Vec::new(),

@@ -12,10 +12,11 @@ use ramjet_proto::market::terms::is_skill_name;
 use ramjet_proto::market::{AcceptFrom, Advertisement, Filter};
 use ramjet_proto::wire::limits::{CHANNELS_PER_TUNNEL_MAX, SLOTS_PER_CHANNEL_MAX};
 
+use super::agents::agents_of;
 use super::exit::Failure;
 use super::settings::{self as s, Settings};
 use crate::handler::Skill;
-use crate::node::{NodeConfig, ServiceConfig};
+use crate::node::{AgentsConfig, NodeConfig, ServiceConfig};
 use crate::skills;
 use crate::worker::{Idle, IoKind, IoOptions, Pages, Segmentation};
 
@@ -71,8 +72,8 @@ pub fn state_folder(settings: &Settings) -> Result<PathBuf, Failure> {
 /// If its path is longer than the kernel takes.
 pub fn socket_path(settings: &Settings) -> Result<PathBuf, Failure> {
     match settings.path(s::SOCKET) {
-        Some(path) => checked_socket(path),
-        None => checked_socket(state_folder(settings)?.join(SOCKET_FILE)),
+        Some(path) => checked_socket(s::SOCKET, path),
+        None => checked_socket(s::SOCKET, state_folder(settings)?.join(SOCKET_FILE)),
     }
 }
 
@@ -81,16 +82,18 @@ pub fn socket_path(settings: &Settings) -> Result<PathBuf, Failure> {
 /// # Errors
 /// As [`socket_path`].
 pub fn requester_socket_path(settings: &Settings) -> Result<PathBuf, Failure> {
-    checked_socket(socket_path(settings)?.with_file_name(REQUESTER_SOCKET_FILE))
+    let path = socket_path(settings)?.with_file_name(REQUESTER_SOCKET_FILE);
+    checked_socket(s::SOCKET, path)
 }
 
-fn checked_socket(path: PathBuf) -> Result<PathBuf, Failure> {
+pub(super) fn checked_socket(setting: s::Setting, path: PathBuf) -> Result<PathBuf, Failure> {
     let len = path.as_os_str().len();
     if len > SOCKET_PATH_LEN_MAX {
         return Err(Failure::usage(format!(
-            "socket: {} has {len} bytes, a socket's path has at most {SOCKET_PATH_LEN_MAX}; name a \
-             shorter one with --socket",
-            path.display()
+            "{name}: {} has {len} bytes, a socket's path has at most {SOCKET_PATH_LEN_MAX}; name a \
+             shorter one with --{name}",
+            path.display(),
+            name = setting.name
         )));
     }
     Ok(path)
@@ -217,7 +220,10 @@ pub fn bare_node(registry: SocketAddr, identity: Identity, threads: Threads) -> 
         echo: true,
         state: None,
         socket: None,
+        agents: AgentsConfig::none(),
         services: ServiceConfig::NONE,
+        sockets: None,
+        on_bound: None,
     }
 }
 
@@ -264,12 +270,12 @@ pub fn serving_node(
     defaults: &ServeDefaults,
 ) -> Result<NodeConfig, Failure> {
     let bare = bare_node(registry, identity, threads(settings)?);
-    let skills = skills_of(settings, defaults)?;
+    let (skills, agents) = skills_of(settings, defaults)?;
     let task_ready = settings.flag(s::TASK_READY)?.unwrap_or(defaults.task_ready);
-    if task_ready && skills.is_empty() {
+    if task_ready && skills.is_empty() && !agents.is_used() {
         return Err(Failure::usage(
             "task-ready: a node without a skill can do no task; add --skill, one of echo, langid, \
-             sha256",
+             sha256, or --agent, or let agents attach",
         ));
     }
     let key = settings.parsed(s::REGISTRY_KEY, |text| {
@@ -309,6 +315,7 @@ pub fn serving_node(
         echo: settings.flag(s::ECHO)?.unwrap_or(bare.echo),
         state: Some(state_folder(settings)?),
         socket: Some(socket_path(settings)?),
+        agents,
         services: services_of(settings)?,
         ..bare
     };
@@ -337,10 +344,26 @@ pub fn check_serving(
     registry: SocketAddr,
     defaults: &ServeDefaults,
 ) -> Result<(), Failure> {
-    serving_node(settings, registry, Identity::from_seed([0; 32]), defaults).map(drop)
+    checked_serving(settings, registry, defaults).map(drop)
 }
 
-fn skills_of(settings: &Settings, defaults: &ServeDefaults) -> Result<Vec<Skill>, Failure> {
+/// What [`serving_node`] would make of the settings, with nobody's identity: to look at.
+///
+/// # Errors
+/// As [`serving_node`].
+pub fn checked_serving(
+    settings: &Settings,
+    registry: SocketAddr,
+    defaults: &ServeDefaults,
+) -> Result<NodeConfig, Failure> {
+    serving_node(settings, registry, Identity::from_seed([0; 32]), defaults)
+}
+
+/// The built-in skills of a node, and its agents: whom each serves is said in one place for both.
+fn skills_of(
+    settings: &Settings,
+    defaults: &ServeDefaults,
+) -> Result<(Vec<Skill>, AgentsConfig), Failure> {
     let mut policies = BTreeMap::new();
     let mut everyone = defaults.accept_from;
     for (skill, policy) in settings.parsed(s::ACCEPT_FROM, accept_from)? {
@@ -375,17 +398,8 @@ fn skills_of(settings: &Settings, defaults: &ServeDefaults) -> Result<Vec<Skill>
             skills::built_in(name, policy).map_err(|error| Failure::usage(error.to_string()))
         })
         .collect::<Result<_, _>>()?;
-    match policies.keys().next() {
-        Some(name) => Err(Failure::usage(format!(
-            "accept-from: {name:?} is not offered by this node; it offers {}",
-            if names.is_empty() {
-                "nothing".to_owned()
-            } else {
-                names.join(", ")
-            }
-        ))),
-        None => Ok(offered),
-    }
+    let agents = agents_of(settings, &names, everyone, policies)?;
+    Ok((offered, agents))
 }
 
 /// Reads `POLICY` or `SKILL=POLICY`.
@@ -501,7 +515,10 @@ mod tests {
     fn settings_that_cannot_be_are_refused_by_name() {
         let table = [
             ("skill = 'langld'", "did you mean \"langid\"?"),
-            ("task-ready = true", "task-ready: a node without a skill"),
+            (
+                "task-ready = true\nagent-socket = 'none'",
+                "task-ready: a node without a skill",
+            ),
             (
                 "skill = 'echo'\naccept-from = 'sha256=anyone'",
                 "\"sha256\" is not offered",
@@ -522,6 +539,8 @@ mod tests {
             ("registry-key = 'AAAA'", "not base64 of a 32-byte"),
             ("listen = 'here'", "no address with a port"),
         ];
+        // Without a skill of its own it waits for agents.
+        node("task-ready = true").expect("agents may attach");
         for (file, expected) in table {
             let error = node(file).expect_err(file);
             assert!(

@@ -110,3 +110,31 @@ fn start(mut config: Config) -> Result<RegistryHandle, Failure> {
     *places = (*places).min(descriptors::for_connections());
     Registry::start(config).map_err(|error| Failure::environment(error.to_string()))
 }
+
+/// Where a registry that listens on `address` is reached from its own host.
+pub(super) fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    address
+}
+
+#[cfg(test)]
+mod tests {
+    use super::reachable;
+
+    #[test]
+    fn a_registry_on_every_interface_is_reached_by_loopback() {
+        for (listen, reached) in [
+            ("0.0.0.0:9000", "127.0.0.1:9000"),
+            ("[::]:9000", "[::1]:9000"),
+            ("192.0.2.7:9000", "192.0.2.7:9000"),
+        ] {
+            let listen = listen.parse().expect("an address");
+            assert_eq!(reachable(listen).to_string(), reached);
+        }
+    }
+}

@@ -4,9 +4,9 @@
 //! |---|---|
 //! | [`args`], [`arg_groups`], [`agent_args`], [`bench_args`], [`settings`] | what was typed; what it means |
 //! | [`exit`], [`output`] | exit codes and failures; data and talk |
-//! | [`host`], [`market`], [`access`] | what starts; the registry inside; whom to ask |
-//! | [`identity_file`], [`signals`], [`notify`] | key file, signals, systemd |
-//! | [`text`], [`jobs`], [`printer`], [`engage`] | lines, tasks, answers in order, timeline |
+//! | [`host`], [`agents`], [`market`], [`access`] | what starts, and its agents; the registry inside; whom to ask |
+//! | [`identity_file`], [`signals`], [`notify`], `log`, `reload` | key file, signals, systemd, the log, SIGHUP |
+//! | [`text`], [`jobs`], [`printer`], [`engage`], `attempts` | lines, tasks, answers in order, timeline, another worker |
 //! | `demo`, `up`, `node`, … | one file a command |
 //!
 //! Invariants: standard output holds data and nothing else; every failure names what to do next and
@@ -16,8 +16,10 @@
 pub mod access;
 mod agent;
 pub mod agent_args;
+pub mod agents;
 pub mod arg_groups;
 pub mod args;
+mod attempts;
 mod bench;
 pub mod bench_args;
 mod demo;
@@ -26,16 +28,20 @@ mod doctor;
 pub mod engage;
 mod engagements;
 pub mod exit;
+mod generate;
 pub mod host;
 pub mod identity_file;
 pub mod jobs;
+mod log;
 pub mod market;
 mod node;
 pub mod notify;
 pub mod output;
 mod polo;
 pub mod printer;
+mod probes;
 mod registry;
+mod reload;
 mod resolve;
 pub mod settings;
 pub mod signals;
@@ -49,11 +55,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Command};
 use exit::{Exit, Failure};
-use output::{Color, Output, Paint};
+use output::{Color, Output};
 use settings::{Settings, VARIABLE_PREFIX};
 
 /// Longest settings file, in bytes.
@@ -74,14 +79,23 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(exit.code());
         }
     };
+    if let Command::AgentRun(args) = &cli.command {
+        // Between a node and its agent: it has no settings, and no output but what goes wrong.
+        return match crate::port::launch::run(&args.launch()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::from(Exit::Failed.code())
+            }
+        };
+    }
     let mut output = Output::new(cli.common.json, Color::Auto);
     match prepare(&cli, &mut output).and_then(|settings| dispatch(&cli, &settings, &mut output)) {
         Ok(exit) => ExitCode::from(exit.code()),
         Err(failure) => {
             output.end_bar();
             if !failure.message.is_empty() {
-                let label = output.paint(Paint::Bad, "error:");
-                output.say(&format!("{label} {}", failure.message));
+                output.fault(&failure.message);
                 if output.json {
                     // If this fails too there is nobody left to tell.
                     let _ = output.object(&failure.to_json());
@@ -112,13 +126,14 @@ fn prepare(cli: &Cli, output: &mut Output) -> Result<Settings, Failure> {
     if let Some(color) = settings.choice(settings::COLOR, &colors)? {
         *output = Output::new(cli.common.json, color);
     }
-    start_log(
-        &settings,
-        matches!(
-            cli.command,
-            Command::Up(_) | Command::Registry(_) | Command::Node(_)
-        ),
-    )?;
+    let service = matches!(
+        cli.command,
+        Command::Up(_) | Command::Registry(_) | Command::Node(_)
+    );
+    let form = log::start(&settings, service)?;
+    if form != log::Form::Text {
+        output.talk_in_log();
+    }
     Ok(settings)
 }
 
@@ -137,37 +152,24 @@ fn config_file(named: Option<&Path>) -> Result<Option<(PathBuf, String)>, Failur
             .chain([PathBuf::from("/etc/ramjet/ramjet.toml")])
             .find(|path| path.is_file())
     };
-    let Some(path) = named.or_else(usual) else {
-        return Ok(None);
-    };
+    match named.or_else(usual) {
+        Some(path) => read_config(&path).map(|text| Some((path, text))),
+        None => Ok(None),
+    }
+}
+
+/// The text of a settings file.
+fn read_config(path: &Path) -> Result<String, Failure> {
     let refuse = |why: String| Failure::usage(format!("config: {}: {why}", path.display()));
-    let metadata = std::fs::metadata(&path).map_err(|error| refuse(error.to_string()))?;
+    let metadata = std::fs::metadata(path).map_err(|error| refuse(error.to_string()))?;
     if metadata.len() > CONFIG_LEN_MAX {
         return Err(refuse(format!(
             "{} bytes, at most {CONFIG_LEN_MAX}",
             metadata.len()
         )));
     }
-    let text = std::fs::read_to_string(&path).map_err(|error| refuse(error.to_string()))?;
-    Ok(Some((path, text)))
-}
-
-/// Services tell what they do; commands that answer a question speak when something is wrong.
-fn start_log(settings: &Settings, service: bool) -> Result<(), Failure> {
-    let default = if service { "info" } else { "warn" };
-    let filter = settings
-        .parsed(settings::LOG, |text| {
-            EnvFilter::try_new(text).map_err(|error| error.to_string())
-        })?
-        .pop()
-        .unwrap_or_else(|| EnvFilter::new(default));
-    // A second initialisation happens only where a test calls twice; the first one stays.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .try_init();
-    Ok(())
+    let text = std::fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
+    Ok(text)
 }
 
 fn dispatch(cli: &Cli, settings: &Settings, output: &mut Output) -> Result<Exit, Failure> {
@@ -187,5 +189,9 @@ fn dispatch(cli: &Cli, settings: &Settings, output: &mut Output) -> Result<Exit,
         Command::Engagements(args) => engagements::run(args, settings, output),
         Command::Bench(args) => bench::run(args, settings, output),
         Command::Doctor(args) => doctor::run(args, output),
+        Command::AgentRun(_) => Err(Failure::usage(
+            "agent-run: it is run before any other command",
+        )),
+        Command::Generate { folder } => generate::run(folder),
     }
 }

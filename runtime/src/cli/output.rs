@@ -55,6 +55,8 @@ pub struct Output {
     terminal: bool,
     colored: bool,
     silent: bool,
+    /// Talk goes into the log, which is not for people's eyes.
+    logged: bool,
     bar: Option<ProgressBar>,
 }
 
@@ -72,6 +74,7 @@ impl Output {
             terminal,
             colored,
             silent: false,
+            logged: false,
             bar: None,
         }
     }
@@ -83,13 +86,37 @@ impl Output {
             terminal: false,
             colored: false,
             silent: true,
+            logged: false,
             bar: None,
+        }
+    }
+
+    /// From now on talk is logged, since lines among entries of another form would be lost or break them.
+    pub(super) fn talk_in_log(&mut self) {
+        self.logged = true;
+    }
+
+    /// Whether talk is logged.
+    pub(super) fn is_logged(&self) -> bool {
+        self.logged
+    }
+
+    /// What ended the command.
+    pub(super) fn fault(&self, message: &str) {
+        if self.logged {
+            tracing::error!(message_id = crate::events::FAILED, "{message}");
+        } else {
+            self.say(&format!("{} {message}", self.paint(Paint::Bad, "error:")));
         }
     }
 
     /// One line of talk, above the progress bar if there is one.
     pub fn say(&self, text: &str) {
         if self.silent {
+            return;
+        }
+        if self.logged {
+            tracing::info!("{text}");
             return;
         }
         let write = || {

@@ -18,7 +18,7 @@ use crossbeam::channel::{Receiver, Sender};
 use serde_json::json;
 
 use super::exit::Failure;
-use super::jobs::{Batch, Collected, Flow};
+use super::jobs::{Batch, Collected, DRAINING, Flow};
 use super::output::{Output, stdout_failure};
 
 /// Failed lines that are told one by one on standard error; the rest is counted.
@@ -60,7 +60,8 @@ impl<W: Write> Printer<W> {
     }
 
     /// Takes the answers of one attempt until the job is gone, and prints what is due. Lines that
-    /// were not run wait for the next attempt if there is one.
+    /// were not run wait for the next attempt if there is one; after a worker that drains there
+    /// always is.
     ///
     /// # Errors
     /// If standard output is closed.
@@ -69,7 +70,9 @@ impl<W: Write> Printer<W> {
         while let Ok(batch) = batches.recv() {
             for (line, collected, bytes) in batch.iter() {
                 match collected {
-                    Collected::Refused(_) if again => attempt.not_run.push(line),
+                    Collected::Refused(reason) if again || reason == DRAINING => {
+                        attempt.not_run.push(line);
+                    }
                     _ => {
                         self.waiting.insert(line, (collected, bytes.to_vec()));
                     }

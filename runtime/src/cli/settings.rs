@@ -52,6 +52,10 @@ macro_rules! settings {
 
 settings! {
     ACCEPT_FROM "accept-from" "whom a skill serves beyond the polo gate";
+    AGENT "agent" "a skill and the command that runs it";
+    AGENT_MEMORY "agent-memory" "mebibytes shared with agents";
+    AGENT_SOCKET "agent-socket" "the socket where agents attach";
+    AGENT_TASKS_MAX "agent-tasks-max" "tasks of a worker that wait for agents or run there";
     ALLOW_UNSIGNED_POLO "allow-unsigned-polo" "whether unsigned polo messages are taken";
     AUTO_APPROVE "auto-approve" "whether every request for trust is approved";
     BEACON "beacon" "the UDP address of the beacon";
@@ -70,6 +74,7 @@ settings! {
     IO "io" "which system interface moves datagrams";
     LISTEN "listen" "the UDP address of the tunnel";
     LOG "log" "what is logged";
+    LOG_FORMAT "log-format" "the form of the log";
     OWNER "owner" "Pilot's owner field";
     PAGES "pages" "which pages of memory buffers lie in";
     POLO_POLICY "polo-policy" "the rule by which polo moves";
@@ -178,6 +183,40 @@ impl Settings {
             layers.push((Origin::File(path.to_owned()), file_layer(path, text)?));
         }
         Ok(Settings { layers })
+    }
+
+    /// The file among the sources.
+    pub fn file(&self) -> Option<&Path> {
+        self.layers.iter().find_map(|(origin, _)| match origin {
+            Origin::File(path) => Some(path.as_path()),
+            Origin::Flag | Origin::Environment => None,
+        })
+    }
+
+    /// The same flags and environment over another text of the same file.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`], of the file.
+    pub fn with_file(&self, path: &Path, text: &str) -> Result<Self, Failure> {
+        let mut layers: Vec<(Origin, Layer)> = self.layers.clone();
+        layers.retain(|(origin, _)| !matches!(origin, Origin::File(_)));
+        layers.push((Origin::File(path.to_owned()), file_layer(path, text)?));
+        Ok(Settings { layers })
+    }
+
+    /// Takes the values of these settings from `fresh`, which has the same flags and environment.
+    pub fn keep(&mut self, fresh: Settings, which: &[Setting]) {
+        let is_file = |origin: &Origin| matches!(origin, Origin::File(_));
+        let fresh = fresh.layers.into_iter().find(|(origin, _)| is_file(origin));
+        let ours = self.layers.iter_mut().find(|(origin, _)| is_file(origin));
+        if let (Some((_, fresh)), Some((_, ours))) = (fresh, ours) {
+            for setting in which {
+                match fresh.0.get(setting.name) {
+                    Some(values) => ours.0.insert(setting.name, values.clone()),
+                    None => ours.0.remove(setting.name),
+                };
+            }
+        }
     }
 
     fn find(&self, setting: Setting) -> Option<Found<'_>> {
@@ -343,7 +382,9 @@ fn environment_layer(
     // Read by the caller, who must know it before the file.
     let config = format!("{VARIABLE_PREFIX}CONFIG");
     for (name, value) in environment {
-        if !name.starts_with(VARIABLE_PREFIX) || name == config {
+        // An agent may run ramjet, and its own connection is none of that one's settings.
+        let foreign = name == config || name == crate::port::launch::AGENT_FD;
+        if !name.starts_with(VARIABLE_PREFIX) || foreign {
             continue;
         }
         let Some(setting) = SETTINGS.iter().find(|setting| setting.variable() == name) else {
@@ -397,7 +438,7 @@ fn file_layer(path: &Path, text: &str) -> Result<Layer, Failure> {
 }
 
 fn takes_table(setting: Setting) -> bool {
-    matches!(setting, CAPABILITY | ACCEPT_FROM)
+    matches!(setting, CAPABILITY | ACCEPT_FROM | AGENT)
 }
 
 /// The texts of a TOML value: one for a scalar, one a member for a list, `key=value` for each entry

@@ -7,7 +7,7 @@ use super::exit::{Exit, Failure};
 use super::host;
 use super::output::{Output, grouped, printable, table};
 use super::settings::Settings;
-use crate::node::Status;
+use crate::node::{AgentSkillStatus, Status};
 
 pub(super) fn run(settings: &Settings, output: &mut Output) -> Result<Exit, Failure> {
     let status = access::connect(&host::socket_path(settings)?)?.status()?;
@@ -66,6 +66,7 @@ fn page(status: &Status) -> String {
         .iter()
         .map(|(name, fact)| format!("{name:<10}{}", printable(fact)))
         .collect();
+    page.extend(status.agents.iter().map(agents));
     if !status.engagements.is_empty() {
         let rows: Vec<_> = status
             .engagements
@@ -120,6 +121,24 @@ fn page(status: &Status) -> String {
     page.join("\n")
 }
 
+/// One skill that agents run, in a line.
+fn agents(skill: &AgentSkillStatus) -> String {
+    let run = skill.stages_us.get("run").map_or(0.0, |values| values[0]);
+    printable(&format!(
+        "{:<10}{}: {} of {} ready, {} tasks wait, {} done, {} failed, batches {:.0} % full, run \
+         {run:.1} µs, {} restarts",
+        "agents",
+        skill.skill,
+        skill.ready,
+        skill.agents,
+        grouped(skill.waiting as u64),
+        grouped(skill.done),
+        grouped(skill.failed),
+        skill.fill * 100.0,
+        grouped(skill.restarts),
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -151,6 +170,17 @@ mod tests {
                 ("round_trip".to_owned(), [0.0; 4]),
             ]),
             engagements: Vec::new(),
+            agents: vec![AgentSkillStatus {
+                skill: "embed".to_owned(),
+                agents: 2,
+                ready: 1,
+                waiting: 1_024,
+                done: 2_048,
+                restarts: 3,
+                fill: 0.961,
+                stages_us: BTreeMap::from([("run".to_owned(), [1_800.0, 0.0, 0.0, 2_100.0])]),
+                ..AgentSkillStatus::default()
+            }],
         };
         let page = page(&status);
         for line in [
@@ -161,6 +191,8 @@ mod tests {
             "workers   1, uring, adaptive",
             "up        1m 1s",
             "receipts  3 wait to be settled",
+            "agents    embed: 1 of 2 ready, 1,024 tasks wait, 2,048 done, 0 failed, batches 96 % full, \
+             run 1800.0 µs, 3 restarts",
             "handler     1.0  2.0  3.0    4.0",
             "dropped_replay  2,000",
         ] {

@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 
 use super::access::{self, Route};
 use super::args::SubmitArgs;
+use super::attempts::{DRAINS_MAX, add, unfinished, worker_drained, worth_another};
 use super::demo::latency_object;
 use super::engage::{self, Followed, Interrupts, Timeline};
 use super::exit::{Exit, Failure};
@@ -28,7 +29,7 @@ use super::host::{self, REQUESTER_SOCKET_FILE, SOCKET_FILE};
 use super::identity_file;
 use super::jobs::{Batch, Collect, CollectPlan, Collected, Flow, Live, Measured};
 use super::output::{Output, counted, grouped, latency, per_second, rate, stdout_failure, tenth};
-use super::printer::{self, Attempt, Printer};
+use super::printer::{self, Printer};
 use super::settings::{self as s, Settings};
 use super::signals::Signals;
 use super::text::{EmptyLines, Source, Text};
@@ -356,8 +357,9 @@ impl Submission<'_> {
         let mut lines: Vec<u32> = (0..count).collect();
         let mut total = Measured::default();
         let mut elapsed = Duration::ZERO;
+        let mut drains = 0;
         let last = loop {
-            let again = self.args.resubmit > self.attempts_made();
+            let again = self.args.resubmit > self.attempts_made().saturating_sub(drains);
             let (printer, batches) = unbounded();
             // The printer ended by a failure, which `failed` holds.
             let _ = attempts.send((batches, again));
@@ -367,7 +369,10 @@ impl Submission<'_> {
             elapsed += ran.elapsed;
             add(&mut total, &ran.measured);
             lines = unfinished(&lines, ran.measured.issued, attempt);
-            if lines.is_empty() || !again || !worth_another(&ran.followed.end.outcome) {
+            let outcome = &ran.followed.end.outcome;
+            let drained = worker_drained(outcome, &ran.measured) && drains < DRAINS_MAX;
+            drains += u32::from(drained && !again);
+            if lines.is_empty() || !(again || drained) || !worth_another(outcome) {
                 break ran;
             }
             self.timeline.mark(
@@ -501,42 +506,6 @@ fn lost_printer(failed: &Receiver<Failure>) -> Failure {
         .unwrap_or_else(|_| Failure::environment("the printer ended"))
 }
 
-/// Lines of an attempt that have no answer: those that came back unrun, and those never handed out.
-fn unfinished(offered: &[u32], issued: u64, attempt: Attempt) -> Vec<u32> {
-    let issued = usize::try_from(issued)
-        .unwrap_or(usize::MAX)
-        .min(offered.len());
-    let mut lines = attempt.not_run;
-    lines.extend_from_slice(&offered[issued..]);
-    lines
-}
-
-/// Whether another worker could do what this one left.
-fn worth_another(outcome: &EngageOutcome) -> bool {
-    matches!(
-        outcome,
-        EngageOutcome::Closed(_) | EngageOutcome::Settled | EngageOutcome::Spooled
-    )
-}
-
-/// Adds the counts of a further attempt. What came back unrun was not the end of its line.
-fn add(total: &mut Measured, attempt: &Measured) {
-    total.issued += attempt.issued;
-    total.accepted += attempt.accepted;
-    total.rejected += attempt.rejected;
-    total.failed += attempt.failed;
-    total.repeated += attempt.repeated;
-    total.busy_ns += attempt.busy_ns;
-    total.refused.clone_from(&attempt.refused);
-    total
-        .round_trip
-        .add(&attempt.round_trip)
-        .expect("same bounds");
-    if total.first_fault.is_none() {
-        total.first_fault.clone_from(&attempt.first_fault);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -549,16 +518,6 @@ mod tests {
         assert_eq!(accept_deadline_ms(Duration::from_nanos(1)), Some(1));
         assert_eq!(accept_deadline_ms(Duration::from_secs(300)), Some(300_000));
         assert_eq!(accept_deadline_ms(Duration::from_millis(300_001)), None);
-    }
-
-    #[test]
-    fn lines_without_an_answer_are_those_unrun_and_those_never_handed_out() {
-        let offered = [2, 3, 5, 7, 11];
-        let attempt = Attempt {
-            not_run: vec![2, 5],
-        };
-        assert_eq!(unfinished(&offered, 3, attempt), [2, 5, 7, 11]);
-        assert!(unfinished(&offered, 5, Attempt::default()).is_empty());
     }
 
     #[test]

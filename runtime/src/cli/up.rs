@@ -16,9 +16,9 @@ use super::args::UpArgs;
 use super::exit::{Exit, Failure};
 use super::host::{self, ServeDefaults, Threads};
 use super::identity_file;
-use super::market;
-use super::node::{start, tell_identity};
-use super::notify::{READY, STOPPING, notify};
+use super::market::{self, reachable};
+use super::node::{start, tell_draining, tell_identity, watch};
+use super::notify;
 use super::output::Output;
 use super::settings::{self as s, Settings};
 use super::signals::Signals;
@@ -109,12 +109,9 @@ pub(super) fn run(
             "requester_socket": sockets.1,
         }))?;
     }
-    notify(READY);
-    let signal = signals.wait_beside(&[&worker, &requester])?;
-    notify(STOPPING);
-    output.say(&format!(
-        "{signal}: finishing what runs; once more ends at once"
-    ));
+    notify::ready("serves");
+    let signal = watch(&[&worker, &requester], &signals, || {})?;
+    tell_draining(signal, output);
     // The requester first: it has the last receipts to sign.
     let stopped = [requester.shutdown(), worker.shutdown()];
     let told = market::stop(registry, output);
@@ -154,33 +151,5 @@ fn requester_threads(io: IoKind, io_options: IoOptions) -> Threads {
         io,
         io_options,
         idle: Idle::Park,
-    }
-}
-
-/// Where a registry that listens on `address` is reached from its own host.
-fn reachable(mut address: std::net::SocketAddr) -> std::net::SocketAddr {
-    if address.ip().is_unspecified() {
-        address.set_ip(match address {
-            std::net::SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
-            std::net::SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
-        });
-    }
-    address
-}
-
-#[cfg(test)]
-mod tests {
-    use super::reachable;
-
-    #[test]
-    fn a_registry_on_every_interface_is_reached_by_loopback() {
-        for (listen, reached) in [
-            ("0.0.0.0:9000", "127.0.0.1:9000"),
-            ("[::]:9000", "[::1]:9000"),
-            ("192.0.2.7:9000", "192.0.2.7:9000"),
-        ] {
-            let listen = listen.parse().expect("an address");
-            assert_eq!(reachable(listen).to_string(), reached);
-        }
     }
 }

@@ -17,6 +17,15 @@ use crate::handler::Skill;
 /// Pause after an advertisement that the registry did not take.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Who says what the node can do, beside its operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Speaker {
+    /// A program at the driver socket, as the driver numbers it.
+    Program(u32),
+    /// The agents of a place of the port.
+    Agents(usize),
+}
+
 /// What somebody can do: capabilities beside `skills`, and skills with their policies.
 #[derive(Clone, Debug, Default)]
 struct Said {
@@ -27,8 +36,8 @@ struct Said {
 /// The advertisement of one node.
 pub(crate) struct Advertiser {
     own: Said,
-    /// What programs of the host say, by program.
-    external: BTreeMap<u32, Said>,
+    /// What programs of the host and agents say.
+    external: BTreeMap<Speaker, Said>,
     /// All of it together.
     capabilities: BTreeMap<String, String>,
     accept_from: BTreeMap<String, AcceptFrom>,
@@ -73,7 +82,7 @@ impl Advertiser {
     /// What all of it together would break, and the bound; then nothing has changed.
     pub(crate) fn external(&mut self, offered: Offered) -> Result<(), String> {
         let Offered {
-            client,
+            speaker,
             capabilities,
             skills,
         } = offered;
@@ -83,15 +92,43 @@ impl Advertiser {
         };
         let before = self.external.clone();
         if said.capabilities.is_empty() && said.skills.is_empty() {
-            self.external.remove(&client);
+            self.external.remove(&speaker);
         } else {
-            self.external.insert(client, said);
+            self.external.insert(speaker, said);
         }
         self.join();
         match self.refusal() {
             None => Ok(()),
             Some(refusal) => {
                 self.external = before;
+                self.join();
+                Err(refusal)
+            }
+        }
+    }
+
+    /// The operator changes the node's own capabilities, and whom its own skills serve; a skill that
+    /// is not named keeps its policy.
+    ///
+    /// # Errors
+    /// As [`Self::external`].
+    pub(crate) fn configure(
+        &mut self,
+        capabilities: BTreeMap<String, String>,
+        accept_from: &BTreeMap<String, AcceptFrom>,
+    ) -> Result<(), String> {
+        let before = self.own.clone();
+        self.own.capabilities = capabilities;
+        for (name, policy) in &mut self.own.skills {
+            if let Some(changed) = accept_from.get(name) {
+                *policy = *changed;
+            }
+        }
+        self.join();
+        match self.refusal() {
+            None => Ok(()),
+            Some(refusal) => {
+                self.own = before;
                 self.join();
                 Err(refusal)
             }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 use ramjet_proto::identity::PublicKey;
 use ramjet_proto::ids::{NodeId, OfferId};
+use ramjet_proto::market::AcceptFrom;
 use ramjet_proto::market::message::{EngagementRow, Query, Standing, WorkerRow};
 use tokio::sync::mpsc;
 
@@ -23,7 +24,8 @@ use super::pilot::Call;
 #[cfg(test)]
 use super::ports::Ports;
 use super::vocabulary::Histograms;
-use crate::node::{EngageEvent, EngageRequest, Engagement, NodeError, Status};
+use crate::node::{EngageEvent, EngageRequest, Engagement, NodeError, Reloaded, Status};
+use crate::port::{AGENT_SKILLS_MAX, Offer, RespondPlace};
 
 /// Questions that wait at a time; more are refused by name.
 pub(crate) const ASKS_MAX: usize = 1_024;
@@ -65,12 +67,20 @@ pub(crate) enum Ask {
     Card(Respond<Card>),
     /// What a local program can do; answered by the places of its skills.
     Skills(Offered, Respond<Vec<usize>>),
+    /// A place for a skill that agents run, if not one of those that are taken.
+    AgentPlace(String, AcceptFrom, [bool; AGENT_SKILLS_MAX], RespondPlace),
+    /// Whether the skill of a place of agents is offered.
+    AgentOffer(Offer),
     /// Whether the node wants tasks.
     TaskReady(bool, Respond<()>),
     /// A question to the services of plain agents.
     Agent(Box<AgentAsk>),
     Status(Respond<Status>),
     Histograms(Respond<Histograms>),
+    /// Whether every worker turns.
+    Beat(Respond<()>),
+    /// What is changed while the node runs.
+    Reload(Box<Reloaded>, Respond<()>),
     /// Work on the control thread with the node's virtual ports; what takes time, it spawns there.
     #[cfg(test)]
     Ports(Box<dyn FnOnce(Ports) + Send>),
@@ -322,6 +332,16 @@ impl ControlHandle {
 
     pub(crate) fn histograms(&self) -> Result<Histograms, NodeError> {
         self.ask("histograms", self.shared.timings.ask, Ask::Histograms)
+    }
+
+    pub(crate) fn beat(&self, limit: Duration) -> Result<(), NodeError> {
+        self.ask("beat", limit, Ask::Beat)
+    }
+
+    pub(crate) fn reload(&self, reloaded: Reloaded) -> Result<(), NodeError> {
+        self.ask("reload", self.shared.timings.ask, |respond| {
+            Ask::Reload(Box::new(reloaded), respond)
+        })
     }
 
     pub(crate) fn shutdown(&self) -> Result<(), NodeError> {

@@ -31,8 +31,9 @@ use super::local_job::{
 };
 pub(crate) use super::local_listener::{LocalListener, bind};
 use super::local_wire::{
-    AnswerStatus, KIND_JSON, KIND_PIECE, KIND_TASK, KIND_VERDICT, LocalReply, LocalRequest,
-    LocalSubmit, append_answer, append_frame, append_json, frame_len, read_token, read_verdict,
+    AnswerStatus, KIND_JSON, KIND_PIECE, KIND_TASK, KIND_TASK_DEADLINE, KIND_VERDICT, LocalReply,
+    LocalRequest, LocalSubmit, append_answer, append_frame, append_json, frame_len, read_task,
+    read_verdict,
 };
 use crate::job::Verdict;
 use crate::node::{EngageEvent, EngageRequest, NodeError};
@@ -367,15 +368,20 @@ impl Inward {
                 Err(error) => return error,
             };
             match kind {
-                KIND_TASK => {
+                KIND_TASK | KIND_TASK_DEADLINE => {
                     let Some(sender) = &tasks else {
                         return fault("a task after the end".to_owned());
                     };
                     let body = Bytes::from(body);
-                    let Some((token, payload)) = read_token(&body) else {
-                        return fault(format!("a task of {} bytes, at least 8", body.len()));
+                    let Some((token, deadline_us, payload)) = read_task(kind, &body) else {
+                        let least = if kind == KIND_TASK { 8 } else { 12 };
+                        return fault(format!("a task of {} bytes, at least {least}", body.len()));
                     };
-                    let payload = body.slice_ref(payload);
+                    let task = LocalTask {
+                        token,
+                        deadline_us,
+                        payload: body.slice_ref(payload),
+                    };
                     if self.tokens.borrow().len() >= WINDOW_MAX {
                         return fault(format!("more than {WINDOW_MAX} tasks in the window"));
                     }
@@ -387,7 +393,7 @@ impl Inward {
                     {
                         return fault(format!("token {token} is in the window already"));
                     }
-                    if sender.send(LocalTask { token, payload }).await.is_err() {
+                    if sender.send(task).await.is_err() {
                         // The engagement has ended; its last event is on its way out.
                         tasks = None;
                     }

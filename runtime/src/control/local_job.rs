@@ -29,6 +29,8 @@ const ANSWER_BYTES_MAX: u64 = 64 << 20;
 /// A task from the client.
 pub(crate) struct LocalTask {
     pub(crate) token: u64,
+    /// Its own deadline, if it has one; else that of its engagement.
+    pub(crate) deadline_us: Option<u32>,
     pub(crate) payload: Bytes,
 }
 
@@ -151,6 +153,9 @@ pub(crate) struct ChannelJob {
     tasks: mpsc::Receiver<LocalTask>,
     answers: mpsc::Sender<LocalAnswer>,
     verdicts: Arc<Verdicts>,
+    /// Of a task that says nothing of its own.
+    usual_deadline_us: u32,
+    /// Of the task that was handed out last.
     deadline_us: u32,
     /// Tasks handed out and not answered.
     outstanding: usize,
@@ -172,6 +177,7 @@ pub(crate) fn channel_job(deadline_us: u32) -> (ChannelJob, LocalEnds) {
         tasks,
         answers,
         verdicts: Arc::clone(&verdicts),
+        usual_deadline_us: deadline_us,
         deadline_us,
         outstanding: 0,
     };
@@ -199,8 +205,13 @@ impl Job for ChannelJob {
             return WAITING;
         }
         match self.tasks.try_recv() {
-            Ok(LocalTask { token, payload }) => {
+            Ok(LocalTask {
+                token,
+                deadline_us,
+                payload,
+            }) => {
                 self.outstanding += 1;
+                self.deadline_us = deadline_us.unwrap_or(self.usual_deadline_us);
                 match space.get_mut(..payload.len()) {
                     Some(space) => {
                         space.copy_from_slice(&payload);
@@ -288,13 +299,44 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_task_has_its_own_deadline_or_that_of_its_engagement() {
+        let (mut job, ends) = channel_job(70);
+        let mut space = [0; 8];
+        assert_eq!(job.deadline_us(), 70);
+        for (token, deadline_us) in [(1, Some(9)), (2, None), (3, Some(0))] {
+            let task = LocalTask {
+                token,
+                deadline_us,
+                payload: Bytes::new(),
+            };
+            assert!(ends.tasks.try_send(task).is_ok());
+        }
+        let told = [1, 2, 3].map(|token| {
+            assert_eq!(
+                job.next(&mut space, Time::ZERO),
+                Next::Task { len: 0, token }
+            );
+            job.deadline_us()
+        });
+        assert_eq!(told, [9, 70, 0]);
+    }
+
+    #[test]
     fn a_job_ends_once_every_result_is_judged_and_counts_what_was_accepted() {
         let (mut job, mut ends) = channel_job(0);
         let mut space = [0; 8];
         assert_eq!(job.next(&mut space, Time::ZERO), WAITING);
         for (token, payload) in [(1, &b"small"[..]), (2, b"larger than the space")] {
             let payload = Bytes::from_static(payload);
-            assert!(ends.tasks.try_send(LocalTask { token, payload }).is_ok());
+            assert!(
+                ends.tasks
+                    .try_send(LocalTask {
+                        token,
+                        deadline_us: None,
+                        payload
+                    })
+                    .is_ok()
+            );
         }
         assert_eq!(
             job.next(&mut space, Time::ZERO),
@@ -349,6 +391,7 @@ mod tests {
                 ends.tasks
                     .try_send(LocalTask {
                         token,
+                        deadline_us: None,
                         payload: Bytes::new()
                     })
                     .is_ok()
@@ -360,6 +403,7 @@ mod tests {
         }
         let task = LocalTask {
             token: 5_000,
+            deadline_us: None,
             payload: Bytes::new(),
         };
         assert!(ends.tasks.try_send(task).is_ok());

@@ -7,6 +7,7 @@
 //!  kind 2   answer    token u64 | status u8 | round trip ns, busy ns, staged ns, each u64 | bytes
 //!  kind 3   verdict   token u64 | 0 accept, 1 reject                   client to node
 //!  kind 4   progress  token u64 | bytes                                node to client
+//!  kind 5   task      token u64 | deadline µs u32 | payload            client to node
 //! ```
 //!
 //! A connection carries questions, one at a time, each answered by one reply; or, from a `submit`
@@ -37,6 +38,8 @@ pub(crate) const KIND_TASK: u8 = 1;
 pub(crate) const KIND_ANSWER: u8 = 2;
 pub(crate) const KIND_VERDICT: u8 = 3;
 pub(crate) const KIND_PIECE: u8 = 4;
+/// A task with a deadline of its own; one of [`KIND_TASK`] has that of its engagement.
+pub(crate) const KIND_TASK_DEADLINE: u8 = 5;
 /// A Pilot datagram for the programs of the host: what a client gets, of this or of the driver's
 /// protocol, before it has said which it speaks. No client of this protocol wants it.
 pub(crate) const KIND_DATAGRAM: u8 = 0x0C;
@@ -396,6 +399,16 @@ pub(crate) fn read_verdict(body: &[u8]) -> Option<(u64, Verdict)> {
     }
 }
 
+/// Reads a task frame's body: token, deadline of its own in microseconds, payload.
+pub(crate) fn read_task(kind: u8, body: &[u8]) -> Option<(u64, Option<u32>, &[u8])> {
+    let (token, rest) = read_token(body)?;
+    if kind == KIND_TASK {
+        return Some((token, None, rest));
+    }
+    let (deadline, payload) = rest.split_first_chunk::<4>()?;
+    Some((token, Some(u32::from_be_bytes(*deadline)), payload))
+}
+
 /// Takes a big-endian u64 off the front: a token, or a time.
 pub(crate) fn read_token(body: &[u8]) -> Option<(u64, &[u8])> {
     let (token, rest) = body.split_first_chunk::<8>()?;
@@ -552,6 +565,15 @@ mod tests {
                 prop_assert_eq!(read_answer(&body[..length]), None);
             }
             prop_assert_eq!(read_verdict(&body[..8]), None);
+            let own = 7_u32.to_be_bytes();
+            let task = [&token.to_be_bytes()[..], &own, &bytes].concat();
+            prop_assert_eq!(
+                read_task(KIND_TASK_DEADLINE, &task),
+                Some((token, Some(7), &bytes[..]))
+            );
+            prop_assert_eq!(read_task(KIND_TASK, &task), Some((token, None, &task[8..])));
+            prop_assert_eq!(read_task(KIND_TASK_DEADLINE, &task[..11]), None);
+            prop_assert_eq!(read_task(KIND_TASK, &task[..7]), None);
         }
     }
 }

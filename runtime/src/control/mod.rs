@@ -9,9 +9,9 @@
 //! | `requester`, `accounting` | our engagements, and their account |
 //! | `serving`, `peers` | engagements that we serve; who a peer is and where |
 //! | `agent` | the services that plain Pilot agents speak, above the ports |
-//! | `observe`, `shutdown` | what a node says of itself; its end |
+//! | `observe`, `pulse`, `reload`, `shutdown` | what a node says of itself; whether its workers turn; what changes while it runs; its end |
 //! | `engagements` | the tables of both |
-//! | `externals` | skills that programs of the host run |
+//! | `externals`, `agent_port` | skills that programs of the host run, and agents; the agent port as control has it |
 //! | `receipts`, `settle`, `spool`, `pin` | the account of an engagement: its rules, its way to the registry, its place on disk; the registry's key beside it |
 //! | `link`, `pilot`, `transport`, `backoff` | the registry: protocol state, Pilot messages, framed TCP |
 //! | `advertise` | what the node says of itself |
@@ -28,6 +28,7 @@
 mod accounting;
 mod advertise;
 pub(crate) mod agent;
+mod agent_port;
 mod backoff;
 mod driver;
 mod engagements;
@@ -46,8 +47,10 @@ pub(crate) mod pilot;
 mod pin;
 mod plane;
 pub(crate) mod ports;
+mod pulse;
 pub mod query;
 mod receipts;
+mod reload;
 mod requester;
 mod serving;
 mod settle;

@@ -13,6 +13,7 @@ use super::handle::Respond;
 use super::plane::Plane;
 use super::vocabulary::{Command, Histograms, Totals};
 use crate::node::{EngagementStatus, Status};
+use crate::port::AgentSkillStatus;
 
 /// How long a worker's histograms are waited for; then the answer is made without them.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -97,6 +98,7 @@ pub(crate) struct Surroundings {
     pub(crate) idle: &'static str,
     pub(crate) uptime_s: u64,
     pub(crate) worker_counters: BTreeMap<String, u64>,
+    pub(crate) agents: Vec<AgentSkillStatus>,
 }
 
 impl Plane {
@@ -152,6 +154,7 @@ impl Plane {
             counters,
             latency_us,
             engagements: self.rows(),
+            agents: around.agents,
         }
     }
 

@@ -26,11 +26,13 @@ use super::externals::Externals;
 use super::handle::{Ask, Respond, Said};
 use super::link::{Link, News, Tag, kind};
 use super::observe::Observer;
+use super::pulse::Pulse;
 use super::settle::Settler;
 use super::shutdown::Drain;
 use super::spool::Spool;
 use super::transport::{Arrival, Order, Wire};
 use super::vocabulary::{Command, Report, Side};
+use crate::events;
 use crate::node::NodeError;
 use crate::worker::owner_of;
 
@@ -77,6 +79,7 @@ pub(crate) struct Plane {
     pub(crate) accepting: BTreeMap<OfferId, Accepting>,
     pub(crate) externals: Externals,
     pub(crate) observer: Observer,
+    pub(crate) pulse: Pulse,
     pub(crate) drain: Option<Drain>,
     /// Workers whose thread has ended.
     pub(crate) ended: BTreeSet<usize>,
@@ -139,6 +142,7 @@ impl Plane {
             accepting: BTreeMap::new(),
             externals: Externals::default(),
             observer,
+            pulse: Pulse::default(),
             drain: None,
             ended: BTreeSet::new(),
             stopping: false,
@@ -178,11 +182,17 @@ impl Plane {
             Ask::Call(call, respond) => self.call(&call, respond, at),
             Ask::Remember(said, respond) => self.remember(said, respond, at),
             Ask::Skills(offered, respond) => self.offer_skills(offered, respond, at),
+            Ask::AgentPlace(name, accept_from, taken, respond) => {
+                respond(self.place_agents(&name, accept_from, taken));
+            }
+            Ask::AgentOffer(offer) => self.offer_agents(offer, at),
             Ask::TaskReady(ready, respond) => self.set_task_ready(ready, respond, at),
             Ask::Status(respond) => self.observe(super::observe::Look::Status(respond), at),
             Ask::Histograms(respond) => {
                 self.observe(super::observe::Look::Histograms(respond), at);
             }
+            Ask::Beat(respond) => self.feel_pulse(respond),
+            Ask::Reload(reloaded, respond) => self.reload(*reloaded, respond, at),
             Ask::Shutdown(respond) => self.shut_down(respond, at),
             #[cfg(test)]
             Ask::Ports(_) => unreachable!("the shell takes it"),
@@ -280,6 +290,7 @@ impl Plane {
             }
             Report::Drained { worker } => self.drained(worker, at),
             Report::Histograms { worker, histograms } => self.observer.take(worker, histograms),
+            Report::Beat { worker } => self.pulse.beats(worker),
             Report::Stopped { worker, error } => self.worker_stopped(worker, error, at),
             Report::Stream(_) => unreachable!("the thread keeps these for its ports"),
         }
@@ -460,7 +471,8 @@ impl Plane {
             News::Ready { polo } => self.ready(polo, at),
             News::Away(reason) => {
                 self.count("registry_losses");
-                tracing::warn!(%reason, "registry away; granted engagements go on");
+                let message_id = events::REGISTRY_LOST;
+                tracing::warn!(message_id, %reason, "registry away; granted engagements go on");
             }
             News::Fatal(reason) => {
                 self.count("registry_fatal");
@@ -478,7 +490,8 @@ impl Plane {
     fn ready(&mut self, polo: i64, at: Moment) {
         self.registry_fault = None;
         self.polo = Some(polo);
-        tracing::info!(node = %self.node, polo, "registry ready");
+        let message_id = events::REGISTRY_REACHED;
+        tracing::info!(message_id, node = %self.node, polo, "registry ready");
         self.advertiser.hurry(at.now);
         self.settler.hurry();
         for release in self.releases.values_mut() {

@@ -22,6 +22,7 @@ pub struct RegistryClient {
     stream: TcpStream,
     deframer: Deframer,
     next_id: u64,
+    patience: Duration,
 }
 
 impl RegistryClient {
@@ -48,7 +49,19 @@ impl RegistryClient {
             stream,
             deframer,
             next_id: 1,
+            patience: TIMEOUT,
         })
+    }
+
+    /// Waits this long for each answer from now on.
+    ///
+    /// # Errors
+    /// A time of zero.
+    pub fn patience(&mut self, limit: Duration) -> Result<(), NodeError> {
+        self.patience = limit;
+        self.stream
+            .set_write_timeout(Some(limit))
+            .map_err(|error| NodeError(format!("registry {}: {error}", self.address)))
     }
 
     /// Lists workers, by polo from the highest.
@@ -95,7 +108,7 @@ impl RegistryClient {
         let id = self.next_id;
         self.next_id += 1;
         self.send(&serde_json::to_vec(&Request { id, body }).expect("requests serialize"))?;
-        let until = Instant::now() + TIMEOUT;
+        let until = Instant::now() + self.patience;
         loop {
             let message = self.read_message(until)?;
             match FromRegistry::parse(&message) {

@@ -49,11 +49,7 @@ impl Plane {
     }
 
     fn decide(&self, offer: &Offer, requester_polo: i64) -> Result<(), &'static str> {
-        let policy = self
-            .config
-            .skills
-            .iter()
-            .find(|(name, _)| *name == offer.skill);
+        let skill = self.skill(&offer.skill);
         if self.closed_for_work().is_some() {
             return Err("offers_declined_closed");
         }
@@ -63,10 +59,13 @@ impl Plane {
         if offer.requester == self.node || offer.refusal().is_some() {
             return Err("offers_declined_invalid");
         }
-        let Some((_, policy)) = policy else {
+        let Some(skill) = skill else {
             return Err("offers_declined_no_skill");
         };
-        if !policy_allows(*policy, requester_polo, self.polo) {
+        if !self.is_offered(skill) {
+            return Err("offers_declined_no_agent");
+        }
+        if !policy_allows(self.config.skills[skill].1, requester_polo, self.polo) {
             return Err("offers_declined_gate");
         }
         if let Some(accepting) = self.accepting.get(&offer.offer) {

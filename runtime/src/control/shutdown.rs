@@ -111,7 +111,8 @@ impl Plane {
         }
         let error = error.unwrap_or_else(|| "it ended without being told to".to_owned());
         self.count("workers_failed");
-        tracing::error!(worker, %error, "a worker thread has ended");
+        let message_id = crate::events::WORKER_ENDED;
+        tracing::error!(message_id, worker, %error, "a worker thread has ended");
         self.fatal = Some(format!(
             "worker {worker} has ended: {error}; restart the node"
         ));

@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use super::ControlTimings;
 use super::advertise::Advertiser;
 use super::agent::{self, AgentSetup, NodeHost, Opened, Pace};
+use super::agent_port::{check_agents, start_port};
 use super::driver::external::{self, Places};
 use super::driver::{self, Driver};
 use super::engagements::Moment;
@@ -33,8 +34,10 @@ use super::ports::Ports;
 use super::spool::{ENTRIES_MAX, Spool};
 use super::transport::{Arrival, Backend, Dial, Order, QUEUE_MAX, Wire, dial};
 use super::vocabulary::{Command, Report};
+use crate::events;
 use crate::handler::{Placement, Skill};
 use crate::node::{NodeConfig, NodeError};
+use crate::port::{self, AgentPlaces, Port};
 use crate::worker::{
     self, Idle, IoKind, Pool, ReportReceiver, ReportSender, Segmentation, Trains, WorkerHandle,
     WorkerPlan,
@@ -53,24 +56,33 @@ const WORKERS_MAX: usize = 256;
 
 /// Binds everything that can be refused at once, then starts the thread.
 pub(crate) fn start(
-    config: NodeConfig,
+    mut config: NodeConfig,
     timings: ControlTimings,
 ) -> Result<ControlHandle, NodeError> {
     check(&config).map_err(NodeError)?;
     let trains = try_trains(&config);
-    let sockets = worker::bind_group(config.listen, config.workers, trains)
-        .map_err(|error| NodeError(format!("listen {}: {error}", config.listen)))?;
+    let sockets = match config.sockets.take() {
+        Some(left) => worker::adopt_group(&left, config.workers, trains),
+        None => worker::bind_group(config.listen, config.workers, trains),
+    };
+    let sockets =
+        sockets.map_err(|error| NodeError(format!("listen {}: {error}", config.listen)))?;
+    if let Some(show) = config.on_bound {
+        show(&sockets);
+    }
     let listen = sockets
         .first()
         .ok_or_else(|| std::io::Error::other("no socket was bound"))
         .and_then(UdpSocket::local_addr)
         .map_err(|error| NodeError(format!("listen {}: {error}", config.listen)))?;
     let plane = plane(&config, listen, timings).map_err(NodeError)?;
-    let services = services(&config).map_err(NodeError)?;
+    let places = AgentPlaces::new();
+    let services = services(&config, &places).map_err(NodeError)?;
     let socket = match &config.socket {
         Some(path) => Some(local::bind(path).map_err(NodeError)?),
         None => None,
     };
+    let agents = port::bind(&config.agents).map_err(NodeError)?;
     let (asks, asks_inbox) = mpsc::channel(ASKS_MAX);
     let shared = Arc::new(Shared::new(config.registry, listen, timings));
     let handle = ControlHandle {
@@ -84,6 +96,7 @@ pub(crate) fn start(
         services,
         sockets,
         socket,
+        agents: (agents, places),
         asks: asks_inbox,
         handle: handle.clone(),
     };
@@ -131,6 +144,7 @@ fn check(config: &NodeConfig) -> Result<(), String> {
             return Err(format!("skill {:?} is configured twice", skill.name));
         }
     }
+    check_agents(config)?;
     if uses_pool(&config.skills) {
         range(
             "pool_threads",
@@ -212,12 +226,14 @@ fn try_trains(config: &NodeConfig) -> Trains {
 }
 
 /// The services of a node for plain agents, with their state directory.
-fn services(config: &NodeConfig) -> Result<Opened, String> {
+fn services(config: &NodeConfig, places: &AgentPlaces) -> Result<Opened, String> {
+    let mut skills = config.skills.clone();
+    skills.extend(places.named(config.agents.owned_skills()));
     Opened::open(AgentSetup {
         services: config.services,
         state: config.state.clone(),
         public: config.public,
-        skills: config.skills.clone().into(),
+        skills: skills.into(),
         threads: config.pool_threads,
         pace: Pace::default(),
     })
@@ -237,6 +253,7 @@ struct Seed {
     services: Opened,
     sockets: Vec<UdpSocket>,
     socket: Option<LocalListener>,
+    agents: (port::Bound, AgentPlaces),
     asks: mpsc::Receiver<Ask>,
     handle: ControlHandle,
 }
@@ -282,10 +299,21 @@ async fn control(seed: Seed, backend: Backend) -> Result<(), String> {
     let services = agent::start(host.clone(), seed.services)?;
     let places = Places::new();
     let (mut config, mut plane) = (seed.config, seed.plane);
-    if config.socket.is_some() {
+    let (programs, agents) = (config.socket.is_some(), config.agents.is_used());
+    if programs {
         config.skills.extend(places.skills());
-        plane.reserve_externals();
     }
+    plane.reserve_externals(programs, agents);
+    let port = if agents {
+        Some(start_port(
+            &mut config,
+            &mut plane,
+            seed.agents,
+            &seed.handle,
+        )?)
+    } else {
+        None
+    };
     let driver = Driver::new(host, Rc::clone(&services.agent), places);
     let driver_counters = driver.counters();
     let local = match seed.socket {
@@ -304,6 +332,7 @@ async fn control(seed: Seed, backend: Backend) -> Result<(), String> {
         unstarted: Some((seed.sockets, senders)),
         workers: Vec::new(),
         pool: None,
+        port,
         reports,
         asks: seed.asks,
         arrivals,
@@ -331,6 +360,7 @@ struct Shell {
     unstarted: Option<(Vec<UdpSocket>, Vec<ReportSender>)>,
     workers: Vec<WorkerHandle>,
     pool: Option<Pool>,
+    port: Option<Port>,
     /// Commands that found a worker's queue full, in order.
     backlog: Vec<VecDeque<Command>>,
     reports: ReportReceiver,
@@ -471,6 +501,10 @@ impl Shell {
                 node: self.plane.node,
                 identity: Arc::clone(&self.config.identity),
                 skills: Arc::clone(&skills),
+                agent_tasks_max: match &self.port {
+                    Some(_) => self.config.agents.tasks_max,
+                    None => 0,
+                },
                 beacon: self.config.beacon,
                 tunnels_max: self.config.tunnels_max,
                 frames_per_datagram_max: self.config.frames_per_datagram_max,
@@ -488,6 +522,9 @@ impl Shell {
             self.pool = Some(pool);
         }
         self.workers = worker::spawn_group(plans.collect(), senders, self.pool.as_ref())?;
+        if let Some(port) = &self.port {
+            port.node(self.plane.node);
+        }
         self.ports
             .start(self.workers.iter().map(WorkerHandle::mailbox));
         Ok(())
@@ -499,7 +536,8 @@ impl Shell {
             Ok(()) => self.spool_fault = None,
             Err(fault) => {
                 if self.spool_fault.as_ref() != Some(&fault) {
-                    tracing::error!(%fault, "receipts cannot be made durable and wait");
+                    let message_id = events::RECEIPTS_WAIT;
+                    tracing::error!(message_id, %fault, "receipts cannot be made durable and wait");
                 }
                 self.spool_fault = Some(fault);
             }
@@ -608,6 +646,7 @@ impl Shell {
             },
             uptime_s: self.started.elapsed().as_secs(),
             worker_counters,
+            agents: self.port.as_ref().map(Port::statuses).unwrap_or_default(),
         }
     }
 
@@ -669,6 +708,9 @@ impl Shell {
         }
         if let Some(pool) = self.pool.take() {
             pool.join();
+        }
+        if let Some(port) = self.port.take() {
+            port.stop();
         }
         if let Err(error) = self.plane.commit(moment()) {
             tracing::error!(%error, "the last receipts are not durable");

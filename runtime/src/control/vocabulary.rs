@@ -128,6 +128,8 @@ pub enum Command {
     Drain,
     /// Swaps the worker's histograms for these empty ones and reports the full ones.
     TakeHistograms(Box<Histograms>),
+    /// Answered by [`Report::Beat`] in the turn that reads it: whoever answers still turns.
+    Beat,
     /// About Pilot streams and datagrams.
     Stream(StreamCommand),
     /// Ends the thread after the current turn.
@@ -147,6 +149,7 @@ impl std::fmt::Debug for Command {
             Command::Close { .. } => "Close",
             Command::Drain => "Drain",
             Command::TakeHistograms(_) => "TakeHistograms",
+            Command::Beat => "Beat",
             Command::Stream(_) => "Stream",
             Command::Stop => "Stop",
         })
@@ -239,6 +242,11 @@ pub enum Report {
         worker: usize,
         /// Full.
         histograms: Box<Histograms>,
+    },
+    /// It turns, after [`Command::Beat`].
+    Beat {
+        /// Which worker.
+        worker: usize,
     },
     /// About Pilot streams and datagrams.
     Stream(StreamReport),

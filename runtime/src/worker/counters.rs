@@ -54,6 +54,10 @@ counters! {
     PoolTasks => "pool_tasks",
     /// Tasks refused because the pool was full.
     PoolFull => "pool_full",
+    /// Tasks handed to agents.
+    AgentTasks => "agent_tasks",
+    /// Tasks refused because no box for agents was free, or no agent was there.
+    AgentsBusy => "agents_busy",
     /// System calls made to move datagrams.
     SystemCalls => "system_calls",
     /// Turns of the loop that found work.

@@ -17,8 +17,8 @@ use ramjet_proto::frame::TaskId;
 use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::Notify;
 
+use super::boxes::TaskBox;
 use super::counters::Counters;
-use super::pool::PoolJob;
 use super::wake::Sleep;
 use crate::control::vocabulary::{Command, Report};
 
@@ -31,7 +31,7 @@ const FORWARDED_MAX: usize = 256;
 /// Pieces of progress that may wait for a worker.
 const PIECES_MAX: usize = 1_024;
 
-/// Wakes one sleeping worker.
+/// Wakes one sleeping thread.
 #[derive(Debug)]
 pub struct Waker {
     event: Arc<OwnedFd>,
@@ -39,7 +39,11 @@ pub struct Waker {
 }
 
 impl Waker {
-    fn new() -> io::Result<Self> {
+    /// For a thread that is awake.
+    ///
+    /// # Errors
+    /// The kernel has no descriptor left for the eventfd.
+    pub fn new() -> io::Result<Self> {
         let event = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
         Ok(Waker {
             event: Arc::new(event),
@@ -52,7 +56,7 @@ impl Waker {
         &self.event
     }
 
-    /// Something was pushed: wakes the worker if it sleeps.
+    /// Something was pushed: wakes the thread if it sleeps.
     pub fn wake(&self) {
         if self.sleep.must_ring() {
             // A full counter means that a wake-up is already on its way.
@@ -60,16 +64,24 @@ impl Waker {
         }
     }
 
-    /// The worker is about to sleep; it looks at its queues once more after this.
+    /// The thread is about to sleep; it looks at its queues once more after this.
     pub fn falling_asleep(&self) {
         self.sleep.falling_asleep();
     }
 
-    /// The worker is awake; a wake-up that was sent meanwhile is taken back.
+    /// The thread is awake; a wake-up that was sent meanwhile is taken back.
     pub fn awake(&self) {
+        self.awake_after(true);
+    }
+
+    /// As [`Self::awake`], for a thread that knows whether the event was `rung` when it woke: if not,
+    /// there is nothing to take back, and what rings meanwhile ends the next wait at once.
+    pub fn awake_after(&self, rung: bool) {
         self.sleep.awake();
-        let mut count = [0; 8];
-        let _ = rustix::io::read(&*self.event, &mut count);
+        if rung {
+            let mut count = [0; 8];
+            let _ = rustix::io::read(&*self.event, &mut count);
+        }
     }
 }
 
@@ -91,7 +103,7 @@ pub struct Forwarded {
     pub bytes: Vec<u8>,
 }
 
-/// A piece of progress on its way from the pool.
+/// A piece of progress on its way from the pool or an agent.
 #[derive(Debug)]
 pub struct Piece {
     /// The channel of the task: place and generation.
@@ -107,9 +119,9 @@ pub struct Piece {
 pub struct Inbox {
     /// From control.
     pub commands: ArrayQueue<Command>,
-    /// From the pool: finished tasks.
-    pub finished: ArrayQueue<Box<PoolJob>>,
-    /// From the pool: progress of tasks that run.
+    /// From the pool and from agents: finished tasks.
+    pub finished: ArrayQueue<Box<TaskBox>>,
+    /// From the pool and from agents: progress of tasks that run.
     pub pieces: ArrayQueue<Piece>,
     /// From the other workers.
     pub forwarded: ArrayQueue<Forwarded>,
@@ -120,14 +132,14 @@ pub struct Inbox {
 }
 
 impl Inbox {
-    /// Empty queues; `pool_jobs` is the most tasks that the pool may hold for this worker.
+    /// Empty queues; `boxes` is the most tasks that the pool and agents may hold for this worker.
     ///
     /// # Errors
     /// The kernel has no descriptor left for the eventfd.
-    pub fn new(pool_jobs: usize) -> io::Result<Self> {
+    pub fn new(boxes: usize) -> io::Result<Self> {
         Ok(Inbox {
             commands: ArrayQueue::new(COMMANDS_MAX),
-            finished: ArrayQueue::new(pool_jobs),
+            finished: ArrayQueue::new(boxes),
             pieces: ArrayQueue::new(PIECES_MAX),
             forwarded: ArrayQueue::new(FORWARDED_MAX),
             fed: AtomicBool::new(false),

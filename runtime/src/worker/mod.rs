@@ -19,7 +19,7 @@
 //! | [`order`] | in which order the trains of a batch are walked |
 //! | [`pump`], [`paths`] | who sends how much in a turn, and what each path may carry |
 //! | [`channels`], [`deadlines`] | the table of engagements, and when each wants to be looked at |
-//! | [`pool`] | handlers that run elsewhere |
+//! | [`boxes`], [`pool`] | tasks that run elsewhere: in the pool, or in agents ([`crate::port`]) |
 //! | [`plan`] | what all of it may take in memory |
 //! | [`mailbox`], [`counters`] | how other threads reach a worker, and what they may read |
 //!
@@ -28,6 +28,7 @@
 //! every slot of a channel has been used.
 
 pub mod arena;
+pub mod boxes;
 pub mod channels;
 pub mod counters;
 mod deadlines;
@@ -55,7 +56,7 @@ mod wake;
 pub use forward::owner_of;
 pub use mailbox::{ReportReceiver, ReportSender, WorkerHandle, reports};
 pub use pool::Pool;
-pub use socket::bind_group;
+pub use socket::{adopt_group, bind_group};
 
 use std::net::{SocketAddr, UdpSocket};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -69,13 +70,13 @@ use ramjet_proto::wire::limits::FRAME_PAYLOAD_MAX;
 
 pub use self::arena::Pages;
 use self::arena::{ReceiveArena, SendArena};
+use self::boxes::{Boxes, POOL_BOXES, TaskBox};
 use self::channels::Channels;
 use self::counters::{Counter, Counters};
 use self::io::Io;
 use self::mailbox::Inbox;
 use self::outbox::{Outbox, Packing};
 use self::paths::Paths;
-use self::pool::{JOBS_PER_WORKER, PoolJob};
 use self::pump::Active;
 use self::rooms::{Reporter, Rooms};
 use self::streams::StreamRoom;
@@ -139,6 +140,8 @@ pub struct WorkerPlan {
     pub identity: Arc<Identity>,
     /// Skills, by the index that [`crate::control::vocabulary::ChannelTerms::skill`] names.
     pub skills: Arc<[Skill]>,
+    /// Most tasks that wait for agents or run there.
+    pub agent_tasks_max: usize,
     /// The beacon to be discovered through, if any.
     pub beacon: Option<SocketAddr>,
     /// Most tunnels.
@@ -168,8 +171,9 @@ pub fn spawn_group(
     pool: Option<&Pool>,
 ) -> Result<Vec<WorkerHandle>, String> {
     assert_eq!(plans.len(), senders.len(), "one report queue a worker");
-    let inboxes = (0..plans.len())
-        .map(|_| Inbox::new(JOBS_PER_WORKER).map(Arc::new))
+    let inboxes = plans
+        .iter()
+        .map(|plan| Inbox::new(POOL_BOXES + plan.agent_tasks_max).map(Arc::new))
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| format!("eventfd: {error}; raise the limit of open files"))?;
     let mut handles = Vec::with_capacity(plans.len());
@@ -239,7 +243,7 @@ type Started = std::sync::mpsc::SyncSender<Result<(), String>>;
 fn run(
     plan: WorkerPlan,
     sender: ReportSender,
-    pool: Option<crossbeam::channel::Sender<Box<PoolJob>>>,
+    pool: Option<crossbeam::channel::Sender<Box<TaskBox>>>,
     inbox: Arc<Inbox>,
     peers: Vec<Arc<Inbox>>,
     counters: Arc<Counters>,
@@ -273,7 +277,7 @@ fn run(
         .skills
         .iter()
         .any(|skill| skill.handler.placement() == Placement::Pool);
-    let boxes = if uses_pool { JOBS_PER_WORKER } else { 0 };
+    let pool_boxes = if uses_pool { POOL_BOXES } else { 0 };
     let rooms = Rooms {
         channels: Channels::new(plan.tunnels_max),
         outbox: Outbox::new(plan.tunnels_max, plan.datagram_len_max),
@@ -283,10 +287,8 @@ fn run(
         histograms: Box::new(Histograms::new()),
         reporter: Reporter::new(sender.clone()),
         pool,
-        boxes: (0..boxes)
-            .map(|_| Box::new(PoolJob::new(Arc::clone(&inbox))))
-            .collect(),
-        pooled: 0,
+        boxes: Boxes::new(pool_boxes, plan.agent_tasks_max, Arc::clone(&inbox)),
+        handed: Vec::new(),
         paths: Paths::new(plan.tunnels_max),
         active: Active::default(),
         pacing_due: Time::NEVER,

@@ -10,6 +10,7 @@ use ramjet_proto::tunnel::TUNNEL_LEN_MAX;
 use ramjet_proto::wire::limits::{FRAME_PAYLOAD_MAX, TASK_LEN_MAX};
 
 use super::arena::{RECEIVE_BUFFERS_MAX, RECEIVE_STRIDE, SEND_TRAINS_MAX, TRAIN_STRIDE};
+use super::boxes::{KEPT_LEN_MAX, TaskBox};
 
 /// A slot's own fields, rounded up.
 const SLOT_BYTES: usize = 128;
@@ -45,10 +46,14 @@ pub struct PlanLimits {
     pub engagements: usize,
     /// Slots of one engagement.
     pub credits: usize,
+    /// Tasks of one worker thread that wait for agents or run there.
+    pub agent_tasks: usize,
+    /// Bytes shared with agents.
+    pub agent_memory: usize,
 }
 
 /// Every line; their sum is what the data path may take at the most.
-pub fn plan(limits: &PlanLimits) -> [PlanLine; 6] {
+pub fn plan(limits: &PlanLimits) -> [PlanLine; 8] {
     [
         PlanLine {
             what: "receive buffers",
@@ -81,6 +86,16 @@ pub fn plan(limits: &PlanLimits) -> [PlanLine; 6] {
             count: limits.workers,
             bytes_each: 2 * READ_BYTES_MAX,
         },
+        PlanLine {
+            what: "tasks for agents, each with payload and result at rest",
+            count: limits.workers * limits.agent_tasks,
+            bytes_each: size_of::<TaskBox>() + 2 * KEPT_LEN_MAX,
+        },
+        PlanLine {
+            what: "bytes shared with agents",
+            count: limits.agent_memory,
+            bytes_each: 1,
+        },
     ]
 }
 
@@ -96,12 +111,15 @@ mod tests {
             tunnels: 1,
             engagements: 1,
             credits: 1,
+            agent_tasks: 1,
+            agent_memory: 1,
         };
         let arenas = super::super::arena::ARENA_BYTES;
+        let task = size_of::<TaskBox>() + 2 * KEPT_LEN_MAX;
         let tunnel = TUNNEL_LEN_MAX + TUNNEL_PLACES_LEN;
         assert_eq!(
             sum(&PlanLimits { workers: 2, ..one }) - sum(&one),
-            arenas + tunnel + 2 * READ_BYTES_MAX
+            arenas + tunnel + 2 * READ_BYTES_MAX + task
         );
         assert_eq!(
             sum(&PlanLimits { tunnels: 9, ..one }) - sum(&one),
@@ -111,6 +129,12 @@ mod tests {
             sum(&PlanLimits { credits: 3, ..one }) - sum(&one),
             2 * (SLOT_BYTES + FRAME_PAYLOAD_MAX)
         );
+        let two_tasks = PlanLimits {
+            agent_tasks: 2,
+            agent_memory: 5,
+            ..one
+        };
+        assert_eq!(sum(&two_tasks) - sum(&one), task + 4);
         assert!(
             sum(&PlanLimits {
                 engagements: 2,

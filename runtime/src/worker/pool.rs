@@ -1,9 +1,7 @@
-//! Tasks that run off the worker's core.
+//! The pool: threads that run handlers off the worker's core.
 //!
-//! A worker owns a fixed number of job boxes. To hand a task over it fills a free box (the payload
-//! is copied once, so that the receive buffer goes back to the kernel) and sends it; a pool thread
-//! runs it and returns the same box through the worker's inbox. No box free means that the pool is
-//! full, and the task is refused as busy. After the first use of each box nothing is allocated.
+//! A worker fills a job box ([`super::boxes`]) and sends it; a pool thread runs it and returns the
+//! same box through the worker's inbox. The queue holds every box there is, so it never fills.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -11,99 +9,46 @@ use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use ramjet_proto::engagement::serving::Admitted;
-use ramjet_proto::time::Time;
+use ramjet_proto::frame::kind::RefusalCode;
 use ramjet_proto::wire::limits::FRAME_PAYLOAD_MAX;
 
+use super::boxes::{Ended, POOL_BOXES, TaskBox};
 use super::clock;
-use super::mailbox::{Inbox, Piece};
+use super::mailbox::Piece;
 use crate::handler::{Handler, Outcome};
 
-/// Job boxes of one worker: tasks that wait or run in the pool for it.
-pub const JOBS_PER_WORKER: usize = 256;
-
-/// A task on its way through the pool.
-pub struct PoolJob {
-    /// The channel it belongs to: place and generation.
-    pub channel: (u32, u32),
-    /// Proof that it is owed an answer.
-    pub admitted: Option<Admitted>,
-    /// What to run.
-    pub handler: Option<Arc<dyn Handler>>,
-    /// Its payload.
-    pub payload: Vec<u8>,
-    /// Its result, or the reason of a failure.
-    pub result: Vec<u8>,
-    /// Longest result.
-    pub result_len_max: usize,
-    /// What became of it; `None` if its deadline passed before it ran.
-    pub outcome: Option<Outcome>,
-    /// When it started.
-    pub started: Time,
-    /// Handler time, in nanoseconds.
-    pub busy_ns: u64,
-    /// Who wants it back.
-    pub inbox: Arc<Inbox>,
-}
-
-impl std::fmt::Debug for PoolJob {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "PoolJob({} bytes)", self.payload.len())
+/// Runs the task of a box.
+fn run(job: &mut TaskBox) {
+    job.started = clock::now();
+    let Some(handler) = job.handler.take() else {
+        return;
+    };
+    if job.started > job.deadline() {
+        job.ended = Ended::Refused(RefusalCode::Late, 0);
+        return;
     }
-}
-
-impl PoolJob {
-    /// An empty box for one worker.
-    pub fn new(inbox: Arc<Inbox>) -> Self {
-        PoolJob {
-            channel: (0, 0),
-            admitted: None,
-            handler: None,
-            payload: Vec::new(),
-            result: Vec::new(),
-            result_len_max: 0,
-            outcome: None,
-            started: Time::ZERO,
-            busy_ns: 0,
-            inbox,
-        }
-    }
-
-    fn run(&mut self) {
-        self.started = clock::now();
-        let deadline = self
-            .admitted
-            .as_ref()
-            .map_or(Time::NEVER, Admitted::deadline);
-        let Some(handler) = self.handler.take() else {
-            return;
+    job.result.resize(job.result_len_max, 0);
+    let task = job
+        .admitted
+        .as_ref()
+        .map(Admitted::task)
+        .unwrap_or_default();
+    let (inbox, channel) = (&job.inbox, job.channel);
+    let mut progress = |bytes: &[u8]| {
+        let piece = Piece {
+            channel,
+            task,
+            bytes: bytes.into(),
         };
-        if self.started > deadline {
-            self.outcome = None;
-            return;
-        }
-        self.result.resize(self.result_len_max, 0);
-        let task = self
-            .admitted
-            .as_ref()
-            .map(Admitted::task)
-            .unwrap_or_default();
-        let (inbox, channel) = (&self.inbox, self.channel);
-        let mut progress = |bytes: &[u8]| {
-            let piece = Piece {
-                channel,
-                task,
-                bytes: bytes.into(),
-            };
-            let taken = bytes.len() <= FRAME_PAYLOAD_MAX && inbox.pieces.push(piece).is_ok();
-            inbox.waker.wake();
-            taken
-        };
-        let (payload, result) = (&self.payload, &mut self.result);
-        self.outcome = Some(guarded(result, |result| {
-            handler.run_reporting(payload, result, &mut progress)
-        }));
-        self.busy_ns = clock::now().nanos_since(self.started);
-    }
+        let taken = bytes.len() <= FRAME_PAYLOAD_MAX && inbox.pieces.push(piece).is_ok();
+        inbox.waker.wake();
+        taken
+    };
+    let (payload, result) = (&job.payload, &mut job.result);
+    job.ended = Ended::Ran(guarded(result, |result| {
+        handler.run_reporting(payload, result, &mut progress)
+    }));
+    job.busy_ns = clock::now().nanos_since(job.started);
 }
 
 /// Runs a handler so that its panic fails this task only.
@@ -129,17 +74,15 @@ fn guarded(result: &mut [u8], run: impl FnOnce(&mut [u8]) -> Outcome) -> Outcome
 /// The threads, and the way to them.
 #[derive(Debug)]
 pub struct Pool {
-    jobs: Sender<Box<PoolJob>>,
+    jobs: Sender<Box<TaskBox>>,
     threads: Vec<JoinHandle<()>>,
 }
 
-fn serve(jobs: &Receiver<Box<PoolJob>>) {
+fn serve(jobs: &Receiver<Box<TaskBox>>) {
     for mut job in jobs {
-        job.run();
+        run(&mut job);
         let inbox = Arc::clone(&job.inbox);
-        // The queue holds every box of its worker, so there is always room.
-        let returned = inbox.finished.push(job).is_ok();
-        debug_assert!(returned, "more boxes than the worker has");
+        job.home();
         inbox.waker.wake();
     }
 }
@@ -150,7 +93,7 @@ impl Pool {
     /// # Errors
     /// What the system says of a new thread.
     pub fn start(threads: usize, workers: usize) -> std::io::Result<Self> {
-        let (jobs, queue) = bounded(JOBS_PER_WORKER * workers.max(1));
+        let (jobs, queue) = bounded(POOL_BOXES * workers.max(1));
         let threads = (0..threads)
             .map(|index| {
                 let queue = queue.clone();
@@ -163,7 +106,7 @@ impl Pool {
     }
 
     /// A way into the pool for one worker.
-    pub fn sender(&self) -> Sender<Box<PoolJob>> {
+    pub fn sender(&self) -> Sender<Box<TaskBox>> {
         self.jobs.clone()
     }
 
@@ -180,6 +123,8 @@ impl Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::worker::boxes::Stock;
+    use crate::worker::mailbox::Inbox;
 
     struct Panics;
 
@@ -214,14 +159,14 @@ mod tests {
     fn a_box_comes_back_to_its_worker() {
         let inbox = Arc::new(Inbox::new(1).expect("an eventfd"));
         let pool = Pool::start(1, 1).expect("a thread");
-        let mut job = Box::new(PoolJob::new(Arc::clone(&inbox)));
+        let mut job = Box::new(TaskBox::new(Stock::Pool, Arc::clone(&inbox)));
         job.handler = Some(Arc::new(Panics));
         job.payload.extend_from_slice(b"y");
         job.result_len_max = 64;
         pool.sender().send(job).expect("room");
         pool.join();
         let job = inbox.finished.pop().expect("returned");
-        assert_eq!(job.outcome, Some(Outcome::Done(1)));
+        assert_eq!(job.ended, Ended::Ran(Outcome::Done(1)));
         assert_eq!(job.result[0], b'y');
     }
 }

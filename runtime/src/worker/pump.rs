@@ -119,7 +119,7 @@ impl Rooms {
             return true;
         }
         // Verdicts that no task will carry go now.
-        slots.handle_timeout(now, path, &mut sink, job.as_ref());
+        slots.handle_timeout(now, path, &mut sink);
         end.state = RequestState::Answered;
         let job = end.job.take().expect("matched above");
         let engagement = channel.engagement;
@@ -161,9 +161,8 @@ impl Rooms {
         let path = self.paths.of(*tunnel, now);
         let (went, more, due) = match end {
             End::Request(end) => match (&mut end.slots, &end.job) {
-                (Some(slots), Some(job)) => {
-                    let deadline_us = job.deadline_us();
-                    let went = slots.pump_parts(now, path, &mut sink, deadline_us, wanted);
+                (Some(slots), Some(_)) => {
+                    let went = slots.pump_parts(now, path, &mut sink, wanted);
                     (went, slots.has_parts(), slots.next_timeout())
                 }
                 _ => (0, false, Time::NEVER),

@@ -20,13 +20,13 @@ use ramjet_proto::wire::header::Protocol;
 use ramjet_proto::wire::limits::FRAME_HEADER_LEN;
 
 use super::arena::SendArena;
+use super::boxes::{Boxes, TaskBox};
 use super::channels::{Channels, End, ServeEnd};
 use super::clock;
 use super::counters::{Counter, Counters};
 use super::mailbox::ReportSender;
 use super::outbox::{Outbox, Packing, TunnelSink};
 use super::paths::Paths;
-use super::pool::PoolJob;
 use super::pump::Active;
 use super::streams::StreamRoom;
 use super::timers::REPORT_EVERY;
@@ -124,11 +124,11 @@ pub struct Rooms {
     /// The way to control.
     pub reporter: Reporter,
     /// The way to the pool.
-    pub pool: Option<Sender<Box<PoolJob>>>,
-    /// Free job boxes.
-    pub boxes: Vec<Box<PoolJob>>,
-    /// Tasks in the pool.
-    pub pooled: usize,
+    pub pool: Option<Sender<Box<TaskBox>>>,
+    /// Job boxes.
+    pub boxes: Boxes,
+    /// Skills whose agents have been handed tasks since they were last woken.
+    pub handed: Vec<usize>,
     /// What each tunnel's path may carry.
     pub paths: Paths,
     /// Channels with something to send each turn.

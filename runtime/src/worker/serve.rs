@@ -16,15 +16,16 @@ use ramjet_proto::time::Time;
 use ramjet_proto::tunnel::TunnelHandle;
 use ramjet_proto::wire::limits::{FRAME_PAYLOAD_MAX, TASK_LEN_MAX};
 
+use super::boxes::{Ended, Stock, TaskBox};
 use super::channels::{End, ServeEnd, channel};
 use super::clock;
 use super::counters::Counter;
 use super::mailbox::Piece;
-use super::pool::{PoolJob, run_guarded};
+use super::pool::run_guarded;
 use super::rooms::{Rooms, sink};
 use super::timers::{REPORT_EVERY, SERVE_SILENCE};
 use crate::control::vocabulary::{ChannelTerms, Histograms, Report, Side};
-use crate::handler::{Outcome, Placement};
+use crate::handler::{Handler, Outcome, Placement};
 
 impl Rooms {
     /// OPEN: a requester presents a grant. Control decides; the channel waits until then.
@@ -281,7 +282,7 @@ impl Rooms {
         };
         let handler = &self.skills[channel.terms.skill].handler;
         let result_len_max = handler.result_len_max(frame.payload.len());
-        if handler.placement() == Placement::Pool || result_len_max > FRAME_PAYLOAD_MAX {
+        if handler.placement() != Placement::Inline || result_len_max > FRAME_PAYLOAD_MAX {
             self.run_long(place, admitted, Payload::InFrame(frame.payload));
             return Ok(());
         }
@@ -336,7 +337,7 @@ impl Rooms {
         Ok(())
     }
 
-    /// A task that goes to the pool, or whose payload or result is longer than a frame.
+    /// A task that goes to the pool or to agents, or whose payload or result is longer than a frame.
     fn run_long(&mut self, place: u32, admitted: Admitted, payload: Payload<'_>) {
         let ticket = self.channels.ticket(place).expect("found by the caller");
         let channel = self.channels.at_mut(place).expect("found by the caller");
@@ -355,23 +356,28 @@ impl Rooms {
             slots.refuse(admitted, RefusalCode::TooBig, 0, &mut sink);
             return;
         }
-        if handler.placement() == Placement::Pool {
-            let Some((mut job, pool)) = self.boxes.pop().zip(self.pool.as_ref()) else {
-                self.counters.add(Counter::PoolFull, 1);
+        let stock = match handler.placement() {
+            Placement::Inline => None,
+            Placement::Pool => Some(Stock::Pool),
+            Placement::Agents => Some(Stock::Agents),
+        };
+        if let Some(stock) = stock {
+            let Some(mut job) = self.boxes.take(stock) else {
+                let full = match stock {
+                    Stock::Pool => Counter::PoolFull,
+                    Stock::Agents => Counter::AgentsBusy,
+                };
+                self.counters.add(full, 1);
                 slots.refuse(admitted, RefusalCode::Busy, RETRY_AFTER_US, &mut sink);
                 return;
             };
             job.channel = ticket;
+            job.peer = channel.peer;
             job.admitted = Some(admitted);
-            job.handler = Some(Arc::clone(handler));
             job.result_len_max = result_len_max;
-            job.outcome = None;
             payload.fill(&mut job.payload);
-            self.counters.add(Counter::PoolTasks, 1);
-            self.pooled += 1;
-            // The pool's queue holds every box there is.
-            let sent = pool.try_send(job).is_ok();
-            debug_assert!(sent, "more boxes than the pool's queue holds");
+            let (skill, handler) = (channel.terms.skill, Arc::clone(handler));
+            self.leave(job, stock, skill, handler);
             return;
         }
         let started = clock::now();
@@ -393,7 +399,47 @@ impl Rooms {
         self.activate(place);
     }
 
-    /// A piece of progress comes from the pool.
+    /// A filled box leaves for the pool, or for the agents of a skill.
+    fn leave(
+        &mut self,
+        mut job: Box<TaskBox>,
+        stock: Stock,
+        skill: usize,
+        handler: Arc<dyn Handler>,
+    ) {
+        match stock {
+            Stock::Pool => {
+                self.counters.add(Counter::PoolTasks, 1);
+                job.handler = Some(handler);
+                // The pool's queue holds every box there is.
+                let sent = self.pool.as_ref().map(|pool| pool.try_send(job).is_ok());
+                debug_assert_eq!(sent, Some(true), "more boxes than the pool's queue holds");
+            }
+            Stock::Agents => match handler.hand_over(job) {
+                Ok(()) => {
+                    self.counters.add(Counter::AgentTasks, 1);
+                    if !self.handed.contains(&skill) {
+                        self.handed.push(skill);
+                    }
+                }
+                Err((mut job, code, retry_after_us)) => {
+                    self.counters.add(Counter::AgentsBusy, 1);
+                    job.ended = Ended::Refused(code, retry_after_us);
+                    self.finished(job);
+                }
+            },
+        }
+    }
+
+    /// Wakes the agents' engines that were handed tasks since this was last called: once for many
+    /// tasks, since each waking is a system call.
+    pub(super) fn wake_agents(&mut self) {
+        while let Some(skill) = self.handed.pop() {
+            self.skills[skill].handler.wake_agents();
+        }
+    }
+
+    /// A piece of progress comes from the pool or an agent.
     pub(super) fn piece(&mut self, piece: &Piece) {
         let Some(channel) = self.channels.redeem(piece.channel) else {
             return;
@@ -410,46 +456,54 @@ impl Rooms {
         slots.progress(piece.task, &piece.bytes, &mut sink);
     }
 
-    /// A task comes back from the pool.
-    pub(super) fn finished(&mut self, mut job: Box<PoolJob>) {
-        self.pooled -= 1;
-        let admitted = job.admitted.take();
-        if let (Some(admitted), Some(channel)) = (admitted, self.channels.redeem(job.channel))
-            && let End::Serve(ServeEnd { slots: Some(slots) }) = &mut channel.end
-        {
-            let mut sink = sink(
-                &mut self.outbox,
-                &mut self.send,
-                channel.tunnel,
-                self.packing,
-            );
-            let (arrived, started) = (admitted.arrived(), job.started);
-            let Some(outcome) = job.outcome else {
-                slots.refuse(admitted, RefusalCode::Late, 0, &mut sink);
-                self.boxes.push(job);
-                return;
-            };
-            let (answered, len) = split(outcome);
-            if len > FRAME_PAYLOAD_MAX {
-                let mut result = std::mem::take(&mut job.result);
-                result.truncate(len);
-                slots.answer_long(admitted, answered, job.busy_ns, started, result, &mut sink);
-                self.activate(job.channel.0);
-            } else {
-                let result = &job.result[..len];
-                let head = slots.answer(admitted, answered, job.busy_ns, started, result);
-                if !sink.send(head, result) {
-                    self.counters.drop_send(DropReason::NoSendBuffer, 1);
-                }
-            }
-            self.counters.add(Counter::TasksRun, 1);
-            record(
-                &mut self.histograms,
-                job.busy_ns,
-                started.nanos_since(arrived),
-            );
+    /// A task comes back from the pool or from agents.
+    pub(super) fn finished(&mut self, mut job: Box<TaskBox>) {
+        if let Some(admitted) = job.admitted.take() {
+            self.answer_box(admitted, &mut job);
         }
-        self.boxes.push(job);
+        self.boxes.put(job);
+    }
+
+    fn answer_box(&mut self, admitted: Admitted, job: &mut TaskBox) {
+        let Some(channel) = self.channels.redeem(job.channel) else {
+            return;
+        };
+        let End::Serve(ServeEnd { slots: Some(slots) }) = &mut channel.end else {
+            return;
+        };
+        let mut sink = sink(
+            &mut self.outbox,
+            &mut self.send,
+            channel.tunnel,
+            self.packing,
+        );
+        let (arrived, started) = (admitted.arrived(), job.started);
+        let outcome = match job.ended {
+            Ended::Ran(outcome) => outcome,
+            Ended::Refused(code, retry_after_us) => {
+                slots.refuse(admitted, code, retry_after_us, &mut sink);
+                return;
+            }
+        };
+        let (answered, len) = split(outcome);
+        if len > FRAME_PAYLOAD_MAX {
+            let mut result = std::mem::take(&mut job.result);
+            result.truncate(len);
+            slots.answer_long(admitted, answered, job.busy_ns, started, result, &mut sink);
+            self.activate(job.channel.0);
+        } else {
+            let result = &job.result[..len];
+            let head = slots.answer(admitted, answered, job.busy_ns, started, result);
+            if !sink.send(head, result) {
+                self.counters.drop_send(DropReason::NoSendBuffer, 1);
+            }
+        }
+        self.counters.add(Counter::TasksRun, 1);
+        record(
+            &mut self.histograms,
+            job.busy_ns,
+            started.nanos_since(arrived),
+        );
     }
 
     /// Tasks that run or wait on all channels that we serve.

@@ -70,7 +70,51 @@ pub fn bind_group(
     for _ in 1..workers {
         sockets.push(bind(address, true)?);
     }
+    equip(&sockets, count, trains)?;
+    Ok(sockets)
+}
+
+/// Takes over a group that an earlier process of this node bound, in the order of its binding, with
+/// the options that this process wants.
+///
+/// # Errors
+/// A group of another size or of several addresses, and what the kernel says of the options.
+pub fn adopt_group(
+    group: &[UdpSocket],
+    workers: usize,
+    trains: Trains,
+) -> io::Result<Vec<UdpSocket>> {
+    let Some(count) = u32::try_from(workers)
+        .ok()
+        .filter(|_| workers == group.len() && workers > 0)
+    else {
+        return Err(io::Error::other(format!(
+            "{} sockets were left for {workers} workers; each needs one",
+            group.len()
+        )));
+    };
+    let sockets = group
+        .iter()
+        .map(UdpSocket::try_clone)
+        .collect::<io::Result<Vec<_>>>()?;
+    let address = sockets[0].local_addr()?;
     for socket in &sockets {
+        if socket.local_addr()? != address {
+            return Err(io::Error::other(format!(
+                "the sockets that were left are bound to {address} and {}; a node has one address",
+                socket.local_addr()?
+            )));
+        }
+        // A ring waits by itself; whoever had the socket before may have made it otherwise.
+        socket.set_nonblocking(false)?;
+    }
+    equip(&sockets, count, trains)?;
+    Ok(sockets)
+}
+
+/// Sets the options of a bound group.
+fn equip(sockets: &[UdpSocket], count: u32, trains: Trains) -> io::Result<()> {
+    for socket in sockets {
         if trains.gathered {
             ring::gather_trains(socket)?;
         }
@@ -79,7 +123,7 @@ pub fn bind_group(
     if count > 1 {
         ring::attach_steering(&sockets[0], count)?;
     }
-    Ok(sockets)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -124,6 +168,33 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_group_that_was_left_keeps_its_address_and_what_waits_in_it() {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let first = bind_group(any, 2, Trains::NONE).expect("bound");
+        let address = first[0].local_addr().expect("bound");
+        let sender = UdpSocket::bind(any).expect("a sender");
+        let mut frame = b"PILS".to_vec();
+        frame.extend_from_slice(&1_u32.to_be_bytes());
+        frame.extend_from_slice(&[7; 62]);
+        sender.send_to(&frame, address).expect("sent");
+        let second = adopt_group(&first, 2, Trains::NONE).expect("adopted");
+        drop(first);
+        let mut received = [0; 128];
+        second[1]
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .expect("a time-out");
+        let (len, _) = second[1].recv_from(&mut received).expect("kept");
+        assert_eq!(&received[..len], &frame[..]);
+        assert_eq!(second[0].local_addr().expect("bound"), address);
+        let error = adopt_group(&second, 3, Trains::NONE).expect_err("one is missing");
+        assert!(
+            error
+                .to_string()
+                .contains("2 sockets were left for 3 workers")
+        );
     }
 
     #[test]

@@ -107,10 +107,10 @@ impl Rooms {
             self.packing,
         );
         let (mut next, mut repeats) = (Time::NEVER, false);
-        if let (Some(slots), Some(job)) = (&mut end.slots, &end.job) {
+        if let (Some(slots), Some(_)) = (&mut end.slots, &end.job) {
             let path = self.paths.of(channel.tunnel, now);
             let repeated = slots.totals().repeated;
-            slots.handle_timeout(now, path, &mut sink, job.as_ref());
+            slots.handle_timeout(now, path, &mut sink);
             repeats = slots.totals().repeated > repeated;
             if slots.is_lost(now) {
                 return Due::End(CloseReason::Lost);

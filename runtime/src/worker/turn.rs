@@ -158,6 +158,7 @@ impl<B: Io> Worker<B> {
             }
         }
         self.batch.clear();
+        self.rooms.wake_agents();
     }
 
     /// In the middle of a batch, more tunnels have something to say than there are trains: sends
@@ -222,6 +223,7 @@ impl<B: Io> Worker<B> {
             if stretch.opened >= stretch_len {
                 stretch.opened = 0;
                 let now = clock::now();
+                self.rooms.wake_agents();
                 self.rooms.pump(now);
                 self.flush(now);
                 // An error here shows again at the end of the turn.
@@ -234,7 +236,7 @@ impl<B: Io> Worker<B> {
         }
     }
 
-    /// Commands from control, tasks from the pool, datagrams from the other workers.
+    /// Commands from control, tasks from the pool and from agents, datagrams from the other workers.
     fn read_mail(&mut self, now: Time) -> bool {
         let mut read = self.inbox.was_fed();
         while let Some(mut forwarded) = self.inbox.forwarded.pop() {
@@ -249,6 +251,7 @@ impl<B: Io> Worker<B> {
                 &mut forwarded.bytes,
             );
         }
+        self.rooms.wake_agents();
         while let Some(piece) = self.inbox.pieces.pop() {
             read = true;
             self.rooms.piece(&piece);
@@ -269,7 +272,9 @@ impl<B: Io> Worker<B> {
             self.obey(now, command);
         }
         self.rooms.reporter.retry();
-        if self.rooms.draining == Some(false) && self.rooms.running() == 0 && self.rooms.pooled == 0
+        if self.rooms.draining == Some(false)
+            && self.rooms.running() == 0
+            && self.rooms.boxes.away() == 0
         {
             self.rooms.draining = Some(true);
             let report = Report::Drained { worker: self.index };
@@ -341,6 +346,10 @@ impl<B: Io> Worker<B> {
                 }
             }
             Command::Drain => self.rooms.drain(),
+            Command::Beat => {
+                let report = Report::Beat { worker: self.index };
+                self.rooms.reporter.report(&self.rooms.counters, report);
+            }
             Command::TakeHistograms(empty) => {
                 let histograms = std::mem::replace(&mut self.rooms.histograms, empty);
                 let report = Report::Histograms {

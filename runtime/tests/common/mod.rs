@@ -224,6 +224,7 @@ impl Bare {
                 node: NodeId(node),
                 identity: Arc::clone(&identity),
                 skills: Arc::clone(&skills),
+                agent_tasks_max: 0,
                 beacon: None,
                 tunnels_max: 64,
                 frames_per_datagram_max: u16::MAX,

@@ -14,12 +14,15 @@
 //! | `hostile` | garbage on both ports during a run |
 //! | `mistakes` | wrong flags, settings, files, addresses |
 //! | `local` | the socket of a running node |
+//! | `agents` | skills that other programs run, in batches |
 //! | `alone` | `demo` and `up` |
 //! | `bench` | open loops: what is counted and written |
 //! | `tunnels` | one worker and many requesters |
 //! | `reach` | peers that only the beacon can reach, or place |
 //! | `registry_load` | one registry and many nodes |
+//! | `service` | what a service manager is told, kept sockets, settings read again |
 
+mod agents;
 mod alone;
 mod backend;
 mod bench;
@@ -33,4 +36,5 @@ mod mistakes;
 mod privacy;
 mod reach;
 mod registry_load;
+mod service;
 mod tunnels;

@@ -58,7 +58,6 @@ fn a_wrong_argument_is_named_with_what_was_meant() {
         2,
         &["\"lang-id\"", "did you mean \"langid\"?"],
     );
-    told(&node(&["--task-ready"]), 2, &["task-ready", "--skill"]);
     told(
         &node(&["--io", "iouring"]),
         2,

@@ -4,11 +4,13 @@ mod host;
 mod kernel;
 mod network;
 mod placement;
+mod reach;
 
 use crate::{Finding, Readings};
 
 pub use kernel::ring_probe;
 pub use network::offload_probe;
+pub use reach::nat_probe;
 
 /// Every rule, in the order of the report: what stops a worker first, what costs a little last.
 pub(crate) const RULES: &[fn(&Readings) -> Finding] = &[
@@ -23,9 +25,11 @@ pub(crate) const RULES: &[fn(&Readings) -> Finding] = &[
     placement::steal,
     kernel::seccomp,
     network::steering,
+    reach::backlog,
     host::governor,
     placement::idle_states,
     host::clocksource,
+    reach::time_service,
     host::huge_pages,
     placement::isolation,
     placement::smt,
@@ -137,6 +141,7 @@ Max locked memory         unlimited            unlimited            bytes
                 "steal",
                 "governor",
                 "clocksource",
+                "time",
                 "huge_pages"
             ]
         );

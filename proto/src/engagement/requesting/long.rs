@@ -54,7 +54,6 @@ impl Requesting {
         now: Time,
         path: &mut Congestion,
         sink: &mut impl FrameSink,
-        deadline_us: u32,
         budget: usize,
     ) -> usize {
         let mut sent = 0;
@@ -71,7 +70,7 @@ impl Requesting {
             let whole = Whole {
                 bytes: &long.payload,
                 head,
-                detail: deadline_us,
+                detail: slot.deadline_us,
             };
             self.unsent -= long.parts.unsent();
             let turn = PARTS_A_TURN.min(budget - sent);
@@ -137,7 +136,6 @@ impl Requesting {
         path: &mut Congestion,
         index: u16,
         sink: &mut impl FrameSink,
-        deadline_us: u32,
     ) {
         let doublings = self.slots[usize::from(index)].sends.clamp(2, 8) - 2;
         let again = now + (path.probe_after() * (1 << doublings)).min(RTO_MAX);
@@ -160,7 +158,7 @@ impl Requesting {
             let whole = Whole {
                 bytes: &long.payload,
                 head,
-                detail: deadline_us,
+                detail: slot.deadline_us,
             };
             long.parts.probe(now, whole, sink);
             self.totals.repeated += long.parts.take_repeated();

@@ -5,7 +5,6 @@ use core::time::Duration;
 use super::{Requesting, SlotState, WORKING_PROBE, part_head};
 use crate::engagement::FrameSink;
 use crate::engagement::congestion::Congestion;
-use crate::engagement::job::Job;
 use crate::engagement::serving::next_generation;
 use crate::frame::kind::{Kind, PRIOR_REJECTED};
 use crate::frame::{Head, TaskId};
@@ -15,13 +14,7 @@ use crate::wire::limits::FRAME_HEADER_LEN;
 impl Requesting {
     /// Repeats what is due, retries what was busy, and tells verdicts that found no task to carry
     /// them.
-    pub fn handle_timeout(
-        &mut self,
-        now: Time,
-        path: &mut Congestion,
-        sink: &mut impl FrameSink,
-        job: &dyn Job,
-    ) {
+    pub fn handle_timeout(&mut self, now: Time, path: &mut Congestion, sink: &mut impl FrameSink) {
         if now >= self.verdicts_due {
             self.tell_verdicts(now, sink);
         }
@@ -34,7 +27,7 @@ impl Requesting {
                 continue;
             }
             if self.slots[index].due <= now {
-                self.repeat(now, path, index, sink, job.deadline_us());
+                self.repeat(now, path, index, sink);
             }
             earliest = earliest.min(self.slots[index].due);
         }
@@ -51,7 +44,6 @@ impl Requesting {
         path: &mut Congestion,
         index: usize,
         sink: &mut impl FrameSink,
-        deadline_us: u32,
     ) {
         let slot = &mut self.slots[index];
         if slot.state == SlotState::BackingOff {
@@ -79,12 +71,12 @@ impl Requesting {
             };
         let slot_number = u16::try_from(index).expect("slots are numbered in 16 bits");
         if slot.long.is_some() || slot.parts_in.is_some() {
-            self.ask(now, path, slot_number, sink, deadline_us);
+            self.ask(now, path, slot_number, sink);
             return;
         }
         let head = Head {
             kind: Kind::Task,
-            auxiliary: deadline_us,
+            auxiliary: slot.deadline_us,
             ..part_head(self.channel, slot_number, slot)
         };
         if sink.send(head, &slot.payload) && slot.sends > 1 {

@@ -13,7 +13,7 @@ use ramjet_proto::time::Time;
 
 use super::{Live, Measured, task_of};
 use crate::cli::text::Text;
-use crate::job::{Answer, Job, Next, Timing, Verdict};
+use crate::job::{Answer, Job, Next, Refused, Timing, Verdict};
 
 /// Most lines between the first unprinted one and the last one handed out.
 pub const REORDER_LINES_MAX: u64 = 65_536;
@@ -83,6 +83,7 @@ pub struct Collect {
     text: Arc<Text>,
     lines: std::vec::IntoIter<u32>,
     outstanding: u64,
+    worker_drains: bool,
     verdict: Verdict,
     deadline_us: u32,
     batch: Batch,
@@ -122,6 +123,7 @@ impl Collect {
             text: plan.text,
             lines: plan.lines.into_iter(),
             outstanding: 0,
+            worker_drains: false,
             verdict: plan.verdict,
             deadline_us: plan.deadline_us,
             batch: Batch::default(),
@@ -145,6 +147,10 @@ impl Job for Collect {
     fn next(&mut self, space: &mut [u8], _now: Time) -> Next {
         // Asked whenever a slot is free, so after every turn that brought answers.
         self.flush();
+        // A worker that drains refuses whatever it is sent: the rest is for the next one.
+        if self.worker_drains {
+            return Next::End;
+        }
         let Some(&line) = self.lines.as_slice().first() else {
             return Next::End;
         };
@@ -169,6 +175,7 @@ impl Job for Collect {
             Answer::Failed(why) => (Collected::Failed, why),
             Answer::Refused(refused) => (Collected::Refused(refused.label()), &[][..]),
         };
+        self.worker_drains |= matches!(answer, Answer::Refused(Refused::Draining));
         self.flow
             .waiting_bytes
             .fetch_add(bytes.len(), Ordering::AcqRel);
@@ -205,7 +212,6 @@ mod tests {
 
     use super::*;
     use crate::cli::text::EmptyLines;
-    use crate::job::Refused;
 
     struct Ends {
         batches: Receiver<Batch>,

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use hdrhistogram::Histogram;
 
 use super::text::Text;
-use crate::job::{Answer, Next, Timing};
+use crate::job::{Answer, Next, Refused, Timing};
 
 pub use collect::{
     Batch, Collect, CollectPlan, Collected, Flow, REORDER_BYTES_MAX, REORDER_LINES_MAX,
@@ -29,6 +29,9 @@ pub use collect::{
 pub use load::{Load, Loaded};
 pub use open_loop::{Intervals, OpenLoop, OpenLoopPlan, OpenLooped, Pace, Stages};
 pub use verify::{Expected, Verify};
+
+/// Why a task was not run by a worker that goes away in good order.
+pub const DRAINING: &str = Refused::Draining.label();
 
 /// What a job has measured.
 #[derive(Clone, Debug)]

@@ -22,6 +22,7 @@ use tokio::sync::{Mutex, Notify, mpsc};
 
 use super::client::{Answer, Client};
 use super::external::{HANDED_MAX, Handed, PIECES_MAX, RESULT_LEN_MAX, Word, is_piece};
+use crate::control::advertise::Speaker;
 use crate::control::externals::Offered;
 use crate::control::handle::{Ask, EVENTS_MAX, EngageAsk, EventSink};
 use crate::control::local_job::{
@@ -120,8 +121,9 @@ impl Client {
             return;
         }
         let offered = Offered {
-            client: self.number,
-            ..Offered::default()
+            speaker: Speaker::Program(self.number),
+            capabilities: BTreeMap::new(),
+            skills: Vec::new(),
         };
         let taken = self.hub.handle.put(Ask::Skills(offered, Box::new(|_| {})));
         if let Err(error) = taken {
@@ -146,7 +148,7 @@ impl Client {
             .map(str::to_owned)
             .collect();
         let offered = Offered {
-            client: self.number,
+            speaker: Speaker::Program(self.number),
             capabilities,
             skills: names
                 .iter()
@@ -354,7 +356,11 @@ impl Run {
             mut answers,
             verdicts,
         } = ends;
-        let first = LocalTask { token: 0, payload };
+        let first = LocalTask {
+            token: 0,
+            deadline_us: None,
+            payload,
+        };
         // The queue is empty: there is room for one. The sender goes, so that no other follows.
         let _ = tasks.try_send(first);
         drop(tasks);

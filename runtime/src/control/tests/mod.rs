@@ -22,7 +22,8 @@ use super::ControlTimings;
 use crate::handler::{Handler, Outcome, Skill};
 use crate::job::{Answer, Job, Next, Timing, Verdict};
 use crate::node::{
-    EngageEnd, EngageEvent, EngageRequest, Engagement, Node, NodeConfig, ServiceConfig,
+    AgentsConfig, EngageEnd, EngageEvent, EngageRequest, Engagement, Node, NodeConfig,
+    ServiceConfig,
 };
 use crate::worker::{Idle, IoKind, IoOptions};
 
@@ -154,7 +155,10 @@ fn config(toy: &Toy, seed: u8, works: bool) -> NodeConfig {
         echo: true,
         state: None,
         socket: None,
+        agents: AgentsConfig::none(),
         services: ServiceConfig::NONE,
+        sockets: None,
+        on_bound: None,
     }
 }
 

@@ -397,7 +397,7 @@ impl Requester {
         tunnel: TunnelHandle,
         shared: &mut Shared,
     ) -> Result<(), String> {
-        let (mut sink, tally) = shared.sink(tunnel, self.path);
+        let (mut sink, _) = shared.sink(tunnel, self.path);
         match &mut self.channel {
             Channel::None => return Ok(()),
             Channel::Opening {
@@ -418,7 +418,7 @@ impl Requester {
             Channel::Open { slots, congestion } => {
                 if now >= slots.next_timeout() {
                     let repeated = slots.totals().repeated;
-                    slots.handle_timeout(now, congestion, &mut sink, &Echo::new(tally));
+                    slots.handle_timeout(now, congestion, &mut sink);
                     if slots.totals().repeated > repeated {
                         self.path.suspect();
                     }
