@@ -22,6 +22,10 @@ NOBODY = 4_242
 LISTEN_FOR = "10s"
 # Programs that wait for something have it before they give up, and after they are ready.
 READY_S = 1.0
+# A daemon that says nothing is asked again: Pilot's own `bench` between two daemons of 1.9.1 never ends in one of six
+# runs on a loaded machine (11 of 60, with a node in the daemon's place 0 of 60). A node is asked once.
+DAEMON_TRIES = 5
+DAEMON_LIMIT_S = 15
 HASH = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
@@ -127,13 +131,17 @@ def signed_by(other):
 # Comparing what was answered.
 
 
+class Endless(Failed):
+    """A command did not end within its limit."""
+
+
 def pilotctl(peer, words, limit_s=CALL_LIMIT_S):
     """Runs pilotctl at a peer; its exit code and the JSON that it printed on either output."""
     command = [binaries(peer.version) / "pilotctl", "--json", *words]
     try:
         done = subprocess.run(command, env=peer.environment, capture_output=True, text=True, timeout=limit_s)
     except subprocess.TimeoutExpired:
-        raise Failed(f"{peer.name}: pilotctl {' '.join(words)}: no end within {limit_s} s")
+        raise Endless(f"{peer.name}: pilotctl {' '.join(words)}: no end within {limit_s} s")
     try:
         return done.returncode, json.loads(done.stdout.strip() or done.stderr.strip())
     except ValueError:
@@ -142,9 +150,19 @@ def pilotctl(peer, words, limit_s=CALL_LIMIT_S):
 
 def same(daemon, node, other, words):
     """One command at both, and the comparison of what they said."""
-    expected = pilotctl(daemon, words(daemon, other))
+    expected, tries = from_daemon(daemon, words(daemon, other))
     found = pilotctl(node, words(node, other))
-    return compare(expected, found)
+    return compare(expected, found) + (f" (the daemon answered at try {tries})" if tries > 1 else "")
+
+
+def from_daemon(daemon, words):
+    """What a daemon answers, and at which try: one that never answers is no measure for a node."""
+    for tries in range(1, DAEMON_TRIES + 1):
+        try:
+            return pilotctl(daemon, words, DAEMON_LIMIT_S), tries
+        except Endless:
+            if tries == DAEMON_TRIES:
+                raise
 
 
 def compare(expected, found):
