@@ -183,6 +183,7 @@ impl PortThread {
     }
 
     pub(super) fn run(mut self) {
+        self.make_owned_rows();
         loop {
             let now = clock::now();
             self.rung.store(false, Ordering::Release);
@@ -199,6 +200,23 @@ impl PortThread {
             self.rest(due);
         }
         self.end();
+    }
+
+    /// The node's own agents are shown before the first of them attaches: those that cannot start are
+    /// what an operator looks for.
+    fn make_owned_rows(&mut self) {
+        let mut skills: Vec<String> = Vec::new();
+        for (skill, _) in self.config.owned_skills() {
+            if !skills.contains(&skill) {
+                skills.push(skill);
+            }
+        }
+        // In the order in which control gave them their places.
+        for (place, skill) in skills.iter().enumerate() {
+            if let Err(error) = self.row(place, skill) {
+                tracing::error!(skill, error, "a skill of agents cannot be run");
+            }
+        }
     }
 
     // ---- what it is told -----------------------------------------------------------------------

@@ -250,7 +250,7 @@ impl PortThread {
     }
 
     /// The row of a place: made at its first agent, and taken over by another skill once it is free.
-    fn row(&mut self, place: usize, skill: &str) -> Result<(), String> {
+    pub(super) fn row(&mut self, place: usize, skill: &str) -> Result<(), String> {
         if let Some(row) = self.rows.get_mut(&place) {
             if row.skill != skill {
                 row.skill = skill.to_owned();
