@@ -8,7 +8,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::arena::Arena;
 use super::hello::{Hello, Welcome};
-use super::layout::{AnswerEntry, HEADER_LEN, Layout, RegionHeader, TASK_ENTRY_LEN, TaskEntry};
+use super::layout::{
+    AnswerEntry, HEADER_LEN, Layout, RegionHeader, TASK_ENTRY_LEN, TaskEntry, UNWANTED,
+};
 use super::socket::{self, Received};
 use super::wire::{BatchNote, Message, PACKET_LEN_MAX, decode};
 
@@ -179,6 +181,12 @@ impl Client {
         let task = &batch.tasks[index];
         let offset = batch.base + task.offset as usize;
         self.arena.read_to(offset, task.len as usize, into);
+    }
+
+    /// Whether somebody still waits for a task, as of now.
+    pub fn is_wanted(&self, batch: &Batch, index: usize) -> bool {
+        let at = batch.base + HEADER_LEN + index * TASK_ENTRY_LEN;
+        TaskEntry::read(&self.arena.read(at)).flags & UNWANTED == 0
     }
 
     /// Answers a task: `status` 1 with a result, 2 with a reason; 3 and 4 refuse it.

@@ -58,13 +58,13 @@ impl Engine {
             Message::Done { batch, run_ns } => {
                 self.running(index, batch)?;
                 self.settle(index, run_ns, now);
-                self.close_if_left(index, now)?;
+                self.close_if_left(index)?;
                 return Ok(false);
             }
             Message::Failed { batch, reason } => {
                 self.running(index, batch)?;
                 self.batch_failed(index, reason, now);
-                self.close_if_left(index, now)?;
+                self.close_if_left(index)?;
                 return Ok(false);
             }
             Message::Progress {
@@ -81,7 +81,7 @@ impl Engine {
             }
             Message::Bye => {
                 self.leave(index);
-                self.close_if_left(index, now)?;
+                self.close_if_left(index)?;
             }
             Message::Hello(_)
             | Message::Welcome(_)
@@ -133,7 +133,7 @@ impl Engine {
     }
 
     /// An agent that said BYE and has answered everything is let go.
-    fn close_if_left(&mut self, index: usize, _now: Time) -> Result<(), Loss> {
+    fn close_if_left(&self, index: usize) -> Result<(), Loss> {
         let agent = &self.agents[index];
         if agent.leaving && agent.lane.is_none() && agent.flights.is_empty() {
             return Err(Loss::Left);

@@ -454,6 +454,8 @@ impl Engine {
             for (wanted, _) in &flight.tasks {
                 stats.record(Stage::Queue, now.nanos_since(wanted.arrived));
             }
+        } else {
+            self.spare.push(tasks);
         }
         while let Some(task) = self.late.pop() {
             self.refuse(task, RefusalCode::Late, 0);

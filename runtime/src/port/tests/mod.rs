@@ -4,6 +4,7 @@
 //! that drops its connection is a process that was killed. The test stands in the place of the workers
 //! (it hands boxes over and takes them back) and of control (it gives places). Every wait has a bound.
 
+mod admitted;
 mod death;
 mod hostile;
 mod work;
