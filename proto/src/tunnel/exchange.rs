@@ -5,6 +5,7 @@
 //! | dial | 8, after 100 ms doubling to 4 s | 2 key requests, 4 s apart | the tunnel is lost |
 //! | rotate | the same | the same | the new key is forgotten, the old one stays |
 //! | answer | one repetition after 250 ms | nothing | nothing: the dialer repeats |
+//! | follow | 5, after 100 ms doubling | nothing | nothing: the peer is where it was |
 //!
 //! While the peer's key is unknown, a key request goes with every announcement from the third on:
 //! a peer that holds our key already does not answer its repetition, but answers a request. The
@@ -19,6 +20,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(4);
 const ANSWER_PAUSE: Duration = Duration::from_millis(250);
 const ANNOUNCEMENTS: u32 = 8;
 const NUDGES: u32 = 2;
+const FOLLOWS: u32 = 5;
 const REQUESTS_FROM: u32 = 3;
 
 /// Why keys are exchanged.
@@ -30,6 +32,8 @@ pub(super) enum Purpose {
     Rotate,
     /// The peer announced a key.
     Answer,
+    /// The registry says that a peer with a session is somewhere else.
+    Follow,
 }
 
 /// What is due.
@@ -59,7 +63,7 @@ impl Exchange {
     /// An exchange whose first step is due at once; an answer has been sent once already.
     pub(super) fn new(purpose: Purpose, now: Time) -> Self {
         match purpose {
-            Purpose::Dial | Purpose::Rotate => Exchange {
+            Purpose::Dial | Purpose::Rotate | Purpose::Follow => Exchange {
                 purpose,
                 next_at: now,
                 steps: 0,
@@ -82,6 +86,9 @@ impl Exchange {
             } else {
                 Step::Exhausted
             };
+        }
+        if self.purpose == Purpose::Follow && self.steps > FOLLOWS {
+            return Step::Exhausted;
         }
         let doublings = (self.steps - 1).min(16);
         self.next_at = now + (FIRST_PAUSE * (1 << doublings)).min(PAUSE_MAX);
@@ -118,6 +125,16 @@ mod tests {
                 0, 100, 300, 700, 1_500, 3_100, 6_300, 10_300, 14_300, 18_300, 22_300
             ]
         );
+    }
+
+    #[test]
+    fn a_peer_is_looked_for_elsewhere_for_a_while_only() {
+        let mut exchange = Exchange::new(Purpose::Follow, Time::ZERO);
+        let mut times_ms = Vec::new();
+        while exchange.step(exchange.next_at) != Step::Exhausted {
+            times_ms.push(exchange.next_at.as_nanos() / 1_000_000);
+        }
+        assert_eq!(times_ms, [100, 300, 700, 1_500, 3_100]);
     }
 
     #[test]

@@ -77,6 +77,11 @@ impl Tunnels {
                 || now.since(peer.heard_at) >= STALE_ENDPOINT_AFTER;
             if stale && endpoint.is_some() {
                 peer.endpoint = endpoint;
+            } else if endpoint.is_some() && peer.endpoint != endpoint && peer.exchange.is_none() {
+                // A peer that started anew on another port says nothing at the old one. What it
+                // answers moves the tunnel; the word alone does not.
+                peer.elsewhere = endpoint;
+                peer.exchange = Some(Exchange::new(Purpose::Follow, now));
             }
             if peer.wanted
                 && !peer

@@ -113,6 +113,8 @@ pub(super) struct Tunnel {
     pub(super) identity: Option<PublicKey>,
     /// Where the peer was authenticated last, or where the registry says it is.
     pub(super) endpoint: Option<SocketAddr>,
+    /// Where else the registry says a peer with a session is, while it is looked for there.
+    pub(super) elsewhere: Option<SocketAddr>,
     pub(super) reach: Reach,
     pub(super) live: Option<Box<Session>>,
     pub(super) previous: Option<Box<Session>>,
@@ -151,6 +153,7 @@ impl Tunnel {
             node,
             identity: None,
             endpoint: None,
+            elsewhere: None,
             reach: Reach::new(now),
             live: None,
             previous: None,

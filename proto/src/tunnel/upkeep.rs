@@ -190,7 +190,11 @@ impl Tunnels {
         let step = exchange.step(now);
         let lacks_key = peer.rotating.is_none() && peer.candidates.iter().all(Option::is_none);
         let (node, endpoint, relayed) = (peer.node, peer.endpoint, peer.reach.relayed);
-        let direct = endpoint.or(announced_from);
+        let direct = if purpose == Purpose::Follow {
+            peer.elsewhere
+        } else {
+            endpoint.or(announced_from)
+        };
         match step {
             Step::Announce { request } => {
                 if purpose == Purpose::Dial && !request && lacks_key {
@@ -199,11 +203,12 @@ impl Tunnels {
                 // The beacon only where the direct way is not known to do, or does not answer.
                 let relay = self
                     .relay_route(node)
-                    .filter(|_| request || relayed || direct.is_none());
+                    .filter(|_| request || relayed || direct.is_none())
+                    .filter(|_| purpose != Purpose::Follow);
                 let ways = [direct.map(Route::direct), relay];
                 self.announce(handle, ways, request && lacks_key, now);
                 self.send_pings(handle, None, now);
-                if purpose == Purpose::Dial {
+                if matches!(purpose, Purpose::Dial | Purpose::Follow) {
                     self.ping_live(handle, ways, now);
                 }
             }
@@ -214,7 +219,7 @@ impl Tunnels {
             }
             Step::Exhausted => match purpose {
                 Purpose::Dial => self.lose(handle),
-                Purpose::Rotate | Purpose::Answer => peer.exchange = None,
+                Purpose::Rotate | Purpose::Answer | Purpose::Follow => peer.exchange = None,
             },
         }
     }

@@ -411,6 +411,44 @@ fn an_authenticated_packet_moves_the_endpoint_and_a_late_one_does_not() {
     assert_eq!(node.endpoint(peer), Some(address_of(77)));
 }
 
+/// The registry's word about a peer that has a session, to the first node.
+fn tell(pair: &mut Pair, endpoint: std::net::SocketAddr) {
+    let (now, key) = (pair.now, pair.nodes[1].identity.public());
+    let Node {
+        tunnels, random, ..
+    } = &mut pair.nodes[0];
+    tunnels.peer_key(NodeId(2), Some(key), Some(endpoint), now, &mut |space| {
+        random.fill(space);
+    });
+}
+
+#[test]
+fn a_peer_that_starts_anew_elsewhere_is_followed() {
+    for seed in 0..12_u64 {
+        let mut pair = established(seed);
+        pair.weather.loss = 15;
+        pair.nodes[1].restart();
+        pair.nodes[1].address = address_of(9);
+        tell(&mut pair, address_of(9));
+        pair.run(Duration::from_secs(3));
+        pair.weather.loss = 0;
+        assert_eq!(pair.nodes[0].endpoint(NodeId(2)), Some(address_of(9)));
+        assert_traffic(&mut pair, b"at the new place");
+    }
+}
+
+#[test]
+fn the_registrys_word_alone_moves_no_tunnel() {
+    let mut pair = established(14);
+    pair.recorded.clear();
+    tell(&mut pair, address_of(77));
+    pair.run(Duration::from_secs(5));
+    assert_eq!(pair.nodes[0].endpoint(NodeId(2)), Some(address_of(2)));
+    let looked = pair.recorded.iter().filter(|sent| sent.1 == address_of(77));
+    assert!((1..=20).contains(&looked.count()));
+    assert_traffic(&mut pair, b"where it was");
+}
+
 #[test]
 fn a_node_that_changed_its_key_at_the_registry_gets_in_after_a_question() {
     let mut pair = established(12);

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
@@ -163,6 +164,18 @@ fn sockets_that_were_left_are_used_on_by_the_next_process() {
 
 #[test]
 fn a_run_goes_on_with_the_worker_that_takes_the_place_of_one_that_drains() {
+    // Where it was, as a host's node is: requesters know it there.
+    take_over(|drained| drained.to_string());
+}
+
+#[test]
+fn a_run_goes_on_with_the_worker_that_takes_its_place_on_another_port() {
+    // The requester still has a tunnel to the old port, where nobody answers.
+    take_over(|_| "127.0.0.1:0".to_owned());
+}
+
+/// A worker drains in the middle of a run, and its node starts again at `listen`.
+fn take_over(listen: impl Fn(SocketAddr) -> String) {
     const LINES: usize = 100_000;
     const HEAD: usize = 500;
     let market = Market::start();
@@ -178,14 +191,10 @@ fn a_run_goes_on_with_the_worker_that_takes_the_place_of_one_that_drains() {
     }
     let rest = std::thread::spawn(move || run.end());
     worker.process.signal(Signal::TERM);
-    let (same, number) = (worker.listen.to_string(), worker.node);
+    let (drained, number) = (worker.listen, worker.node);
     worker.process.end().expect(0);
-    // Where it was, as a host's node is: requesters know it there.
-    let next = market.worker(
-        "worker",
-        "echo",
-        &["--accept-from", "anyone", "--listen", &same],
-    );
+    let arguments = ["--accept-from", "anyone", "--listen", &listen(drained)];
+    let next = market.worker("worker", "echo", &arguments);
     assert_eq!(next.node, number, "the same identity");
     let ended = rest.join().expect("it ends").expect(0);
     let printed: Vec<usize> = ended
