@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use ramjet_proto::identity::PublicKey;
+use ramjet_proto::market::Filter;
+use ramjet_proto::market::message::{Query, WorkerRow};
 use ramjet_proto::market::terms::{ACCEPT_DEADLINE_MS_MAX, DURATION_S_MAX, is_skill_name};
 use serde_json::{Value, json};
 
@@ -27,7 +29,7 @@ use super::engage::{self, Followed, Interrupts, Timeline};
 use super::exit::{Exit, Failure};
 use super::host::{self, REQUESTER_SOCKET_FILE, SOCKET_FILE};
 use super::identity_file;
-use super::jobs::{Batch, Collect, CollectPlan, Collected, Flow, Live, Measured};
+use super::jobs::{Batch, Collect, CollectPlan, Collected, DRAINING, Flow, Live, Measured};
 use super::output::{Output, counted, grouped, latency, per_second, rate, stdout_failure, tenth};
 use super::printer::{self, Printer};
 use super::settings::{self as s, Settings};
@@ -35,8 +37,10 @@ use super::signals::Signals;
 use super::text::{EmptyLines, Source, Text};
 use crate::control::local_client::LocalClient;
 use crate::job::Verdict;
-use crate::node::{EngageOutcome, EngageRequest, Engagement, Node, NodeConfig};
+use crate::node::{EngageOutcome, EngageRequest, Engagement, Node, NodeConfig, NodeError};
 
+/// Between two looks for a worker in the place of one that drains.
+const LOOK: Duration = Duration::from_millis(100);
 /// Beyond the time of the work itself: tunnel, last receipt, settlement.
 const GRACE: Duration = Duration::from_secs(15);
 
@@ -155,6 +159,13 @@ impl Requester {
             Requester::Local(client) => client.engage(request)?,
             Requester::Own(node) => node.engage(request)?,
         })
+    }
+
+    fn resolve(&self, query: Query) -> Result<Vec<WorkerRow>, NodeError> {
+        match self {
+            Requester::Local(client) => client.resolve(query),
+            Requester::Own(node) => node.resolve(query),
+        }
     }
 
     fn close(self) -> Result<(), Failure> {
@@ -375,6 +386,10 @@ impl Submission<'_> {
             if lines.is_empty() || !(again || drained) || !worth_another(outcome) {
                 break ran;
             }
+            // An offer that nobody takes costs polo, so one is made when somebody is there for it.
+            if drained && !again && !self.wait_for_a_worker(requester) {
+                break ran;
+            }
             self.timeline.mark(
                 self.output,
                 "resubmitted",
@@ -389,13 +404,43 @@ impl Submission<'_> {
         let mut printer = thread
             .join()
             .map_err(|_| Failure::environment("the printer panicked"))?;
-        let given_up = printer.give_up(count, "lost")?;
+        let reason = if drains > 0 { DRAINING } else { "lost" };
+        let given_up = printer.give_up(count, reason)?;
+        // They are among those that were never run.
+        total.refused.remove(DRAINING);
         let ran = Ran {
             followed: last.followed,
             measured: total,
             elapsed,
         };
         self.summary(&ran, given_up)
+    }
+
+    /// Waits for a worker that wants tasks of this skill, as long as an offer would; false if none came.
+    fn wait_for_a_worker(&self, requester: &Requester) -> bool {
+        let mut filters = self.args.filter.clone();
+        filters.push(Filter {
+            key: "skills".to_owned(),
+            value: self.args.skill.clone(),
+        });
+        let query = Query {
+            task_ready: true,
+            filters,
+            min_polo: Some(self.args.min_polo),
+            limit: 1,
+        };
+        let until = Instant::now() + self.args.accept_timeout;
+        while Instant::now() < until && self.signals.received.is_empty() {
+            // The registry may be away as well, when a whole host is upgraded.
+            if requester
+                .resolve(query.clone())
+                .is_ok_and(|rows| !rows.is_empty())
+            {
+                return true;
+            }
+            std::thread::sleep(LOOK);
+        }
+        false
     }
 
     fn attempts_made(&self) -> u32 {

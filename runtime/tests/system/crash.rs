@@ -270,7 +270,8 @@ fn an_interrupted_requester_signs_for_what_it_has_and_leaves() {
 fn a_worker_that_is_asked_to_end_drains_and_says_so() {
     let market = Market::start();
     let worker = market.worker("worker", "echo", &[]);
-    let run = held_run(&market, &["--json"]);
+    // Nobody takes its place within this time.
+    let run = held_run(&market, &["--json", "--accept-timeout", "1s"]);
     let node = worker.node;
     worker.process.signal(Signal::TERM);
     // What the worker has not run is offered again, and nobody else is there to take it.
