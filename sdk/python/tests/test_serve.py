@@ -124,7 +124,7 @@ def test_answers_stay_within_what_the_agent_may_write(serving: Callable[[Any], S
     assert after[table + 8 * layout.ANSWER_LEN : told.result_offset] == before[table + 8 * layout.ANSWER_LEN : told.result_offset]
 
 
-def test_a_task_whose_requester_left_is_seen_at_once(serving: Callable[[Any], Served]) -> None:
+def test_a_task_that_nobody_wants_any_more_is_seen_at_once(serving: Callable[[Any], Served]) -> None:
     seen: list[list[bool]] = []
     flip, flipped = threading.Event(), threading.Event()
 
@@ -260,7 +260,7 @@ def test_no_change_of_a_region_does_more_than_end_the_connection(monkeypatch: py
             at = draw.randrange(0, layout.HEADER_LEN + 3 * layout.TASK_LEN, 4)
             view[at : at + 4] = struct.pack("<I", draw.choice([0, 1, 8, 0x100, 0xFFFF, 0xFFFF_FFFF, draw.getrandbits(32)]))
             try:
-                agent.handle(layout.BATCH_BODY.pack(*note))
+                agent.handle(note)
             except ramjet.ProtocolError:
                 outcomes["refused"] += 1
             else:

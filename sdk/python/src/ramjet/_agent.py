@@ -100,13 +100,12 @@ class Agent:
                 f"WELCOME: result_len_max {welcome.result_len_max}, HELLO said {self.spec.result_len_max}"
             )
 
-    def handle(self, body: bytes) -> None:
+    def handle(self, told: layout.BatchPacket) -> None:
         """Runs one BATCH and sends DONE or FAILED.
 
         Raises:
             ProtocolError: the packet contradicts the arena; the connection is over.
         """
-        told = layout.parse_batch(body)
         self._check(told)
         region = self._regions[told.region]
         batch = Batch(region, told, self.spec, self.epoch, self._send, self._welcome.progress_len_max)
@@ -116,7 +115,7 @@ class Agent:
             log.error("%s", kept)
             failure = failure_text(kept)
         if failure is None:
-            self._send(layout.packet(layout.DONE, self.epoch, layout.DONE_BODY.pack(told.batch, spent)))
+            self._send(layout.DONE_PACKET.pack(layout.DONE, layout.ABI, self.epoch, told.batch, spent))
         else:
             reason = layout.BATCH_ID.pack(told.batch) + layout.reason_bytes(failure)
             self._send(layout.packet(layout.FAILED, self.epoch, reason))

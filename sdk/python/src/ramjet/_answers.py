@@ -28,16 +28,25 @@ def fill(batch: Batch, returned: Any) -> None:
     out = batch._spec.out
     if out is not None and not _is_listed(returned):
         _fill_rows(batch, out, returned)
-    elif returned is None:
+        return
+    results = returned if isinstance(returned, (list, tuple)) else _listed(returned)
+    if len(results) != len(batch):
+        raise ValueError(f"run returned {len(results)} results for {len(batch)} tasks")
+    if batch._fates or not _fill_bytes(batch, results):
+        _fill_each(batch, results)
+
+
+def _listed(returned: Any) -> list[Any]:
+    """The results of a `run` that returned no list.
+
+    Raises:
+        TypeError: it returned nothing, or one thing for all.
+    """
+    if returned is None:
         raise TypeError("run returned nothing; it returns one result for each task")
-    elif isinstance(returned, (str, bytes, bytearray, memoryview, Mapping)):
+    if isinstance(returned, (str, bytes, bytearray, memoryview, Mapping)):
         raise TypeError(f"run returned one {type(returned).__name__}; it returns a sequence with one result for each task")
-    else:
-        results = returned if isinstance(returned, (list, tuple)) else list(returned)
-        if len(results) != len(batch):
-            raise ValueError(f"run returned {len(results)} results for {len(batch)} tasks")
-        if batch._fates or not _fill_bytes(batch, results):
-            _fill_each(batch, results)
+    return list(returned)
 
 
 def refuse_all(batch: Batch, status: int) -> None:

@@ -7,9 +7,9 @@ has kept in spite of that is found by the count of references to the region's ex
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import gc
+import itertools
 import sys
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -218,7 +218,7 @@ class Batch(Sequence[memoryview]):
 
     @property
     def alive(self) -> list[bool]:
-        """Which tasks are still wanted, as of now: False once the deadline has passed or the requester has gone."""
+        """Which tasks are still wanted, as of now: False once the node says that the deadline has passed."""
         words = self._open().words
         return [not flags & layout.UNWANTED for flags in words[23 : 16 + 8 * len(self) : 8].tolist()]
 
@@ -284,14 +284,15 @@ class Batch(Sequence[memoryview]):
         if region is None:
             return True
         self._region = self._out = None
-        views, self._views = self._views or [], None
-        if self._memory is not None:
-            views.append(self._memory)
-            self._memory = None
-        while views:
-            # A view that an array stands on cannot be released; whether that array lives on is told below.
-            with contextlib.suppress(BufferError):
-                views.pop().release()
+        view: memoryview | None
+        for view in itertools.chain(self._views or (), (self._memory,)):
+            try:
+                if view is not None:
+                    view.release()
+            except BufferError:
+                # An array stands on it; whether that lives on is told below.
+                continue
+        self._views = self._memory = view = None
         if region.count() <= region.references:
             return True
         # A cycle that nobody holds any more, such as a traceback's, is not kept by the skill.

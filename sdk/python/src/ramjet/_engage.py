@@ -339,6 +339,8 @@ class Engagement:
     # Inside: from the node, see `market.Receiver`.
 
     def _on_answer(self, token: int, status: int, times: tuple[int, int, int], data: bytes) -> None:
+        if status not in (market.DONE, market.FAILED, market.REFUSED):
+            raise ProtocolError(f"an answer of status {status} from the node")
         waiting = self._pending.pop(token, None)
         if waiting is None:
             raise ProtocolError(f"an answer to task {token}, which is not out")
@@ -349,10 +351,8 @@ class Engagement:
             sink.deliver(key, data if accepted else Rejected(data), times)
         elif status == market.FAILED:
             sink.deliver(key, TaskFailed(data.decode("utf-8", "replace")), times)
-        elif status == market.REFUSED:
-            sink.deliver(key, refusal(data.decode("utf-8", "replace")), times)
         else:
-            raise ProtocolError(f"an answer of status {status} from the node")
+            sink.deliver(key, refusal(data.decode("utf-8", "replace")), times)
 
     def _judged(self, payload: bytes, result: bytes) -> bool:
         assert self._judge is not None, "asked only where there is a judge"

@@ -43,6 +43,9 @@ ANSWER_LEN = 16
 PACKET = struct.Struct("<HHI")
 BATCH_BODY = struct.Struct("<QIIQQII")
 DONE_BODY = struct.Struct("<QQ")
+#: Header and body of BATCH, and of DONE, in one: the two packets of every batch.
+BATCH_PACKET = struct.Struct("<HHIQIIQQII")
+DONE_PACKET = struct.Struct("<HHIQQ")
 BATCH_ID = struct.Struct("<Q")
 PROGRESS_BODY = struct.Struct("<QII")
 #: magic, abi, header_len, epoch, n, batch, earliest_deadline_ns, work, result_offset, result_len; then zeroes.
@@ -51,6 +54,7 @@ REGION_HEADER = struct.Struct("<IHHIIQQQII16x")
 TASK = struct.Struct("<QQIIII")
 
 assert REGION_HEADER.size == HEADER_LEN and TASK.size == TASK_LEN and PACKET.size == 8 and BATCH_BODY.size == 40
+assert BATCH_PACKET.size == PACKET.size + BATCH_BODY.size and DONE_PACKET.size == PACKET.size + DONE_BODY.size
 
 if sys.byteorder != "little" or array("I").itemsize != 4:
     raise ImportError("ramjet: the agent port needs a little-endian machine with 32-bit C integers")

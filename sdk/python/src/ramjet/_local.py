@@ -132,7 +132,7 @@ class Local:
         told, _ = layout.write_batch(
             self._view, 0, 1, next(self._batches), payloads, spec.result_len_max, [until] * n, work
         )
-        self._agent.handle(layout.BATCH_BODY.pack(*told))
+        self._agent.handle(layout.parse_batch(layout.BATCH_BODY.pack(*told)))
         failure: str | None = None
         for packet in self._sent:
             kind, _, body = layout.parse_packet(packet)

@@ -8,6 +8,7 @@ path comes back with growing pauses when the node does.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -31,9 +32,6 @@ log = logging.getLogger("ramjet")
 PAUSE_FIRST_S, PAUSE_MAX_S = 0.1, 10.0
 #: How long a node may take to answer HELLO.
 WELCOME_WITHIN_S = 30.0
-
-# Header and body of BATCH in one.
-_BATCH_LEN = layout.PACKET.size + layout.BATCH_BODY.size
 
 
 class _Stopped(BaseException):
@@ -102,7 +100,7 @@ class _Service:
     def __init__(self, model: Model, device: str | None) -> None:
         self.model = model
         self.device = device
-        self.stopping = False
+        self.stopping = self.loaded = False
         #: Where BYE goes: set only while batches may come.
         self.link: socket.socket | None = None
         self.epoch = 0
@@ -164,7 +162,7 @@ class _Service:
                 welcome, epoch, arena = self.greet(link)
                 agent = Agent(self.model, welcome, epoch, arena, link.send)
                 try:
-                    self.model.load(self.device)
+                    self.load()
                     self.epoch = epoch
                     self.link = link
                     link.send(layout.packet(layout.READY, epoch))
@@ -175,6 +173,14 @@ class _Service:
                     agent.close()
             except (BrokenPipeError, ConnectionResetError) as error:
                 raise _NodeGone(self.stopping) from error
+
+    def load(self) -> None:
+        """Loads the model, once, and spares what it made from garbage collection, which would stall batches."""
+        if not self.loaded:
+            self.model.load(self.device)
+            gc.collect()
+            gc.freeze()
+            self.loaded = True
 
     def greet(self, link: socket.socket) -> tuple[Welcome, int, Any]:
         """Says HELLO and maps the arena of WELCOME."""
@@ -204,10 +210,15 @@ class _Service:
     def batches(self, link: socket.socket, agent: Agent) -> None:
         """Runs batches as they come."""
         space = bytearray(layout.PACKET_LEN_MAX)
-        header = layout.PACKET
+        header, batch = layout.PACKET, layout.BATCH_PACKET
         drained = False
         while True:
             length = link.recv_into(space)
+            if length == batch.size:
+                kind, abi, epoch, *told = batch.unpack_from(space)
+                if kind == layout.BATCH and abi == layout.ABI and epoch == agent.epoch:
+                    agent.handle(layout.BatchPacket(*told))
+                    continue
             if length == 0:
                 raise _NodeGone(drained or self.stopping)
             if length < header.size:
@@ -216,8 +227,8 @@ class _Service:
             if abi != layout.ABI or epoch != agent.epoch:
                 raise ProtocolError(f"a packet of ABI {abi} and epoch {epoch}, must be {layout.ABI} and {agent.epoch}")
             if kind == layout.BATCH:
-                agent.handle(bytes(space[header.size : length]))
-            elif kind == layout.DRAIN:
+                raise ProtocolError(f"a BATCH of {length - header.size} bytes, must be {layout.BATCH_BODY.size}")
+            if kind == layout.DRAIN:
                 drained = True
                 log.info("the node drains: no further batch")
             else:
