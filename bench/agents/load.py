@@ -86,7 +86,12 @@ class Market:
 
     def __init__(self, socket_path, skill, concurrency):
         self.engagement = ramjet.engage(
-            skill, tasks=100_000_000, concurrency=concurrency, duration="6h", accept_within="60s", socket_path=socket_path
+            skill,
+            tasks=100_000_000,
+            concurrency=concurrency,
+            duration="6h",
+            accept_within="60s",
+            socket_path=socket_path,
         )
 
     async def __aenter__(self):

@@ -42,7 +42,11 @@ class Processes:
 
     def start(self, name, command, out=False, **environment):
         """Starts a process with an environment of its own."""
-        kept = {key: value for key, value in os.environ.items() if key in ("PATH", "LANG", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "BENCH_THREADS")}
+        kept = {
+            key: value
+            for key, value in os.environ.items()
+            if key in ("PATH", "LANG", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "BENCH_THREADS")
+        }
         with open(self.folder / f"{name}.log", "ab") as log:
             process = subprocess.Popen(
                 [str(word) for word in command], env={**kept, "HOME": str(self.folder), **environment}, cwd=self.folder,
@@ -155,7 +159,11 @@ class RayServe(HttpSystem):
     name = "ray-serve"
 
     def command(self):
-        environment = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(self.processes.folder), "RAY_AUTH_MODE": "disabled"}
+        environment = {
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_TMPDIR": str(self.processes.folder),
+            "RAY_AUTH_MODE": "disabled",
+        }
         return [HERE / "servers" / "ray_server.py", self.kind, self.port], environment
 
 
@@ -175,7 +183,9 @@ class Mosec(HttpSystem):
 
     def command(self):
         flags = ["--address", "127.0.0.1", "--port", self.port, "--timeout", 600_000, "--capacity", 8_192]
-        return [HERE / "servers" / "mosec_server.py", *flags, "--path", self.processes.folder / "m"], {"BENCH_WORK": self.kind}
+        return [HERE / "servers" / "mosec_server.py", *flags, "--path", self.processes.folder / "m"], {
+            "BENCH_WORK": self.kind
+        }
 
 
 class Ramjet:
@@ -186,7 +196,17 @@ class Ramjet:
     def __init__(self, processes, kind, binary, flags=(), agent_environment=""):
         self.kind, self.processes, self.binary = kind, processes, binary
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="m", dir=processes.folder))
-        command = [binary, "registry", "--listen", "127.0.0.1:0", "--beacon", "127.0.0.1:0", "--state", self.folder / "r", "--json"]
+        command = [
+            binary,
+            "registry",
+            "--listen",
+            "127.0.0.1:0",
+            "--beacon",
+            "127.0.0.1:0",
+            "--state",
+            self.folder / "r",
+            "--json",
+        ]
         self.registry = processes.start("registry", command, out=True)
         self.address = json.loads(processes.first_line(self.registry))["listen"]
         agent = f"{kind}={agent_environment}{sys.executable} {HERE / 'servers' / 'ramjet_agent.py'} {kind}"
@@ -205,12 +225,16 @@ class Ramjet:
 
     def ask(self, *words):
         """A command of the binary and the JSON that it printed, or None."""
-        done = subprocess.run([self.binary, *words, "--json"], capture_output=True, timeout=60, env={"HOME": str(self.folder)})
+        done = subprocess.run(
+            [self.binary, *words, "--json"], capture_output=True, timeout=60, env={"HOME": str(self.folder)}
+        )
         return json.loads(done.stdout) if done.returncode == 0 and done.stdout.strip() else None
 
     def advertised(self):
         """Whether the skill is to be had."""
-        found = self.ask("resolve", "--registry", self.address, "--capability", "task-ready", "--filter", f"skills={self.kind}")
+        found = self.ask(
+            "resolve", "--registry", self.address, "--capability", "task-ready", "--filter", f"skills={self.kind}"
+        )
         return found and self.socket("q").exists()
 
     def status(self):
@@ -237,5 +261,7 @@ def find_binary(named):
     target = os.environ.get("CARGO_TARGET_DIR", HERE.parents[1] / "target")
     path = pathlib.Path(named or os.environ.get("RAMJET_BIN") or pathlib.Path(target, "release", "ramjet")).resolve()
     if not os.access(path, os.X_OK):
-        raise SystemExit(f"agents: no executable at {path}; build it with `cargo build --release`, or name it with --ramjet")
+        raise SystemExit(
+            f"agents: no executable at {path}; build it with `cargo build --release`, or name it with --ramjet"
+        )
     return path

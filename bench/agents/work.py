@@ -1,7 +1,7 @@
 """The work that every system is given: the same bytes in, the same bytes out, the same batches.
 
-`noop` gives each payload back. `embed` makes a sentence a vector of 384 floats. A server imports this file and nothing else
-of the benchmark, so that all of them run the same code between their own intake and their own answer.
+`noop` gives each payload back. `embed` makes a sentence a vector of 384 floats. A server imports this file and
+nothing else of the benchmark, so that all of them run the same code between their own intake and their own answer.
 """
 
 import os
@@ -39,7 +39,9 @@ class Embed:
 
     def rows(self, texts):
         """A row of floats for each text."""
-        return self.model.encode(texts, batch_size=MAX_BATCH["embed"], normalize_embeddings=True, show_progress_bar=False)
+        return self.model.encode(
+            texts, batch_size=MAX_BATCH["embed"], normalize_embeddings=True, show_progress_bar=False
+        )
 
     def __call__(self, payloads):
         return [row.tobytes() for row in self.rows([bytes(payload).decode() for payload in payloads])]

@@ -15,7 +15,9 @@ import ramjet
 BATCH = 256 if ramjet.default_device().startswith("cuda") else 32
 
 
-@ramjet.skill("embed", max_batch=BATCH, max_wait="2ms", out=ramjet.f32(384), idempotent=True, stall="2min", max_payload=1 << 16)
+@ramjet.skill(
+    "embed", max_batch=BATCH, max_wait="2ms", out=ramjet.f32(384), idempotent=True, stall="2min", max_payload=1 << 16
+)
 class Embed:
     """all-MiniLM-L6-v2."""
 

@@ -81,10 +81,18 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("skill", choices=("embed", "digits"))
-    parser.add_argument("--text", type=pathlib.Path, default=DECLARATION, help="a text file, UTF-8 [default: the Declaration]")
-    parser.add_argument("--tasks", type=int, default=100_000, help="how many; the text is gone through again if it is shorter")
-    parser.add_argument("--concurrency", type=int, default=512, help="tasks without an answer at a time [default: %(default)s]")
-    parser.add_argument("--socket", type=pathlib.Path, help="the node's socket [default: RAMJET_SOCKET, else the state folder's]")
+    parser.add_argument(
+        "--text", type=pathlib.Path, default=DECLARATION, help="a text file, UTF-8 [default: the Declaration]"
+    )
+    parser.add_argument(
+        "--tasks", type=int, default=100_000, help="how many; the text is gone through again if it is shorter"
+    )
+    parser.add_argument(
+        "--concurrency", type=int, default=512, help="tasks without an answer at a time [default: %(default)s]"
+    )
+    parser.add_argument(
+        "--socket", type=pathlib.Path, help="the node's socket [default: RAMJET_SOCKET, else the state folder's]"
+    )
     options = parser.parse_args()
     asyncio.run({"embed": embed, "digits": digits}[options.skill](options))
 

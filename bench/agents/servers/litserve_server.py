@@ -36,5 +36,11 @@ class Served(litserve.LitAPI):
 
 if __name__ == "__main__":
     api = Served(max_batch_size=work.MAX_BATCH[KIND], batch_timeout=work.MAX_WAIT_US[KIND] / 1e6)
-    server = litserve.LitServer(api, accelerator="cuda" if KIND == "embed" and work.cuda() else "cpu", workers_per_device=1, timeout=600, fast_queue=True)
+    server = litserve.LitServer(
+        api,
+        accelerator="cuda" if KIND == "embed" and work.cuda() else "cpu",
+        workers_per_device=1,
+        timeout=600,
+        fast_queue=True,
+    )
     server.run(host="127.0.0.1", port=PORT, num_api_servers=1, log_level="error", generate_client_file=False)

@@ -1,4 +1,5 @@
-"""A skill for the kill test: ``marked_agent.py NAME IDEMPOTENT BATCH``. Each result is the process's number and the payload.
+"""A skill for the kill test: ``marked_agent.py NAME IDEMPOTENT BATCH``. Each result is the process's number and the
+payload.
 
 Says on its standard output, in nanoseconds of CLOCK_MONOTONIC, when its model would be loaded, and writes every
 payload that it is about to run into the file ``runs-PID`` of its home folder.

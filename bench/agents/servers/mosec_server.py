@@ -33,5 +33,7 @@ class Served(mosec.Worker):
 
 if __name__ == "__main__":
     server = mosec.Server()
-    server.append_worker(Served, num=1, max_batch_size=work.MAX_BATCH[KIND], max_wait_time=max(1, work.MAX_WAIT_US[KIND] // 1_000))
+    server.append_worker(
+        Served, num=1, max_batch_size=work.MAX_BATCH[KIND], max_wait_time=max(1, work.MAX_WAIT_US[KIND] // 1_000)
+    )
     server.run()

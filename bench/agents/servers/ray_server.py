@@ -34,7 +34,9 @@ class Served:
         return Response(await self.run(await request.body()), media_type="application/octet-stream")
 
 
-ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", num_cpus=2, log_to_driver=False, configure_logging=False)
+ray.init(
+    include_dashboard=False, _node_ip_address="127.0.0.1", num_cpus=2, log_to_driver=False, configure_logging=False
+)
 serve.start(http_options={"host": "127.0.0.1", "port": PORT})
 serve.run(Served.bind(KIND), logging_config={"enable_access_log": False})
 print("ready", flush=True)

@@ -9,9 +9,7 @@ import pytest
 
 from market import Market, find_ramjet
 
-NO_BINARY = (
-    "!!! NOT TESTED against a real node: no ramjet binary. Build one with `cargo build`, or name it with RAMJET_BIN. !!!"
-)
+NO_BINARY = "!!! NOT TESTED against a real node: no ramjet binary. Build one with `cargo build`, or name it with RAMJET_BIN. !!!"
 
 
 @pytest.fixture(scope="session")

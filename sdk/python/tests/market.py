@@ -1,4 +1,5 @@
-"""A market of real processes for the tests: a registry, a worker, a requester's node; all on loopback, ports of the kernel's.
+"""A market of real processes for the tests: a registry, a worker, a requester's node; all on loopback, ports of the
+kernel's.
 
 Invariants: only what was started here is ended, each by its own handle; every wait is bounded; nothing is left behind.
 """
@@ -73,10 +74,16 @@ class Market:
 
     def environment(self, home: pathlib.Path) -> dict[str, str]:
         """Nothing of the caller's settings reaches a process."""
-        kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "PYTHONPATH", "LD_LIBRARY_PATH")}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if name in ("PATH", "LANG", "PYTHONPATH", "LD_LIBRARY_PATH")
+        }
         return {**kept, "HOME": str(home)}
 
-    def start(self, name: str, command: list[str], environment: dict[str, str] | None = None, out: bool = False) -> subprocess.Popen[bytes]:
+    def start(
+        self, name: str, command: list[str], environment: dict[str, str] | None = None, out: bool = False
+    ) -> subprocess.Popen[bytes]:
         home = self.folder / name
         home.mkdir(exist_ok=True)
         with open(self.folder / f"{name}.log", "ab") as log:
@@ -107,7 +114,17 @@ class Market:
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
     def start_registry(self) -> None:
-        command = [str(self.ramjet), "registry", "--listen", "127.0.0.1:0", "--beacon", "127.0.0.1:0", "--state", str(self.folder / "r"), "--json"]
+        command = [
+            str(self.ramjet),
+            "registry",
+            "--listen",
+            "127.0.0.1:0",
+            "--beacon",
+            "127.0.0.1:0",
+            "--state",
+            str(self.folder / "r"),
+            "--json",
+        ]
         process = self.start("registry", command, out=True)
         self.registry = json.loads(self.first_line(process))["listen"]
 
@@ -120,7 +137,17 @@ class Market:
     def start_node(self, name: str, *flags: str) -> subprocess.Popen[bytes]:
         """A node, served at its socket and registered."""
         state = self.folder / name
-        command = [str(self.ramjet), "node", "--registry", self.registry, "--state", str(state), "--hostname", name, *flags]
+        command = [
+            str(self.ramjet),
+            "node",
+            "--registry",
+            self.registry,
+            "--state",
+            str(state),
+            "--hostname",
+            name,
+            *flags,
+        ]
         process = self.start(name, command)
         until(f"node {name}", lambda: self.status(name) if self.alive(name, process) else None)
         return process
@@ -138,7 +165,10 @@ class Market:
     def call(self, *words: str) -> Any:
         """A command of the binary, and the JSON that it printed; None if it failed."""
         done = subprocess.run(
-            [str(self.ramjet), *words, "--json"], env=self.environment(self.folder), capture_output=True, timeout=PATIENCE_S
+            [str(self.ramjet), *words, "--json"],
+            env=self.environment(self.folder),
+            capture_output=True,
+            timeout=PATIENCE_S,
         )
         return json.loads(done.stdout) if done.returncode == 0 and done.stdout.strip() else None
 
@@ -152,7 +182,9 @@ class Market:
 
     def advertised(self, skill: str) -> Any:
         """Workers that advertise a skill and are ready; None if there are none."""
-        found = self.call("resolve", "--registry", self.registry, "--capability", "task-ready", "--filter", f"skills={skill}")
+        found = self.call(
+            "resolve", "--registry", self.registry, "--capability", "task-ready", "--filter", f"skills={skill}"
+        )
         return found or None
 
     def start_agent(self, name: str, node: str, program: str, *arguments: str) -> subprocess.Popen[bytes]:

@@ -103,7 +103,9 @@ def test_a_payload_of_another_length_fails_alone_if_the_shape_is_known() -> None
 
 def test_lengths_that_differ_without_a_shape_fail_the_batch_with_what_would_help() -> None:
     results = ran(lambda batch: batch.array("<i4"), [b"1234", b"12345678"])
-    assert all("payloads of 4 to 8 bytes are no rows of int32: give the shape" in (text or "") for text in reasons(results))
+    assert all(
+        "payloads of 4 to 8 bytes are no rows of int32: give the shape" in (text or "") for text in reasons(results)
+    )
 
 
 def test_deadlines_are_on_the_clock_of_monotonic() -> None:
@@ -127,7 +129,14 @@ def test_deadlines_are_on_the_clock_of_monotonic() -> None:
 
 def test_bytes_text_views_and_arrays_are_results() -> None:
     def run(batch: ramjet.Batch) -> list[Any]:
-        return [b"bytes", bytearray(b"array"), memoryview(b"view"), "täxt", np.arange(2, dtype="<i2"), batch.payloads[5]]
+        return [
+            b"bytes",
+            bytearray(b"array"),
+            memoryview(b"view"),
+            "täxt",
+            np.arange(2, dtype="<i2"),
+            batch.payloads[5],
+        ]
 
     assert ran(run, [b""] * 5 + [b"echo"]) == [b"bytes", b"array", b"view", "täxt".encode(), b"\0\0\1\0", b"echo"]
 
@@ -172,7 +181,11 @@ def test_a_task_that_fails_beside_fixed_results_tells_its_reason() -> None:
         out = ramjet.f32(width)
         results = ran(fill, [b""] * 4, out=out)
         assert out.stack([results[0], results[3]]).tolist() == [[7.0] * width] * 2
-        assert isinstance(results[1], ramjet.TaskFailed) and long.startswith(str(results[1])) and len(str(results[1])) >= 256
+        assert (
+            isinstance(results[1], ramjet.TaskFailed)
+            and long.startswith(str(results[1]))
+            and len(str(results[1])) >= 256
+        )
         assert isinstance(results[2], ramjet.Busy)
 
 
@@ -302,9 +315,16 @@ def test_a_kept_payload_is_released_and_a_kept_batch_refuses() -> None:
     with pytest.raises(ValueError, match="released"):
         bytes(view)
     uses: list[Callable[[], Any]] = [
-        lambda: batch.payloads, lambda: batch.texts, lambda: batch.bytes(0), lambda: batch.array("u1"), lambda: batch.alive,
-        lambda: batch.deadlines, lambda: batch.fail(0, ""), lambda: batch.progress(0, b""), lambda: batch.heartbeat(),
-    ]  # fmt: skip
+        lambda: batch.payloads,
+        lambda: batch.texts,
+        lambda: batch.bytes(0),
+        lambda: batch.array("u1"),
+        lambda: batch.alive,
+        lambda: batch.deadlines,
+        lambda: batch.fail(0, ""),
+        lambda: batch.progress(0, b""),
+        lambda: batch.heartbeat(),
+    ]
     for use in uses:
         with pytest.raises(ramjet.BatchOver, match="is over"):
             use()

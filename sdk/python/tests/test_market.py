@@ -277,7 +277,9 @@ def test_the_articles_calls_from_both_sides(market: Market) -> None:
 
     def work() -> None:
         with ramjet.Driver(market.socket("w")) as driver:
-            assert driver.set_capabilities(["reverse"], accept_from="anyone", capabilities={"model": "mirror"}) == ["reverse"]
+            assert driver.set_capabilities(["reverse"], accept_from="anyone", capabilities={"model": "mirror"}) == [
+                "reverse"
+            ]
             driver.set_task_ready()
             for _ in range(2):
                 task = driver.accept_task("30s")

@@ -29,7 +29,9 @@ TOTALS = {"tasks": 1, "done": 1, "accepted": 1}
 
 
 def ended(**outcome: Any) -> bytes:
-    return market.json_frame({"reply": "event", "event": {"event": "ended", "outcome": outcome, "totals": TOTALS, "settlement": None}})
+    return market.json_frame(
+        {"reply": "event", "event": {"event": "ended", "outcome": outcome, "totals": TOTALS, "settlement": None}}
+    )
 
 
 def answer(token: int, status: int, data: bytes) -> bytes:
@@ -138,8 +140,12 @@ STREAM = (
     + market.PROGRESS_HEAD.pack(9 + 4, market.PROGRESS, 3) + b"half"
 )  # fmt: skip
 WORDS = [
-    {"reply": "submitted"}, (1, 0, (30, 20, 10), b""), (2, 1, (30, 20, 10), b"why"), (3, 0, (30, 20, 10), b"r" * 300), (3, b"half"),
-]  # fmt: skip
+    {"reply": "submitted"},
+    (1, 0, (30, 20, 10), b""),
+    (2, 1, (30, 20, 10), b"why"),
+    (3, 0, (30, 20, 10), b"r" * 300),
+    (3, b"half"),
+]
 
 
 @pytest.mark.parametrize("piece", [1, 2, 3, 7, 64, 1_000])
@@ -194,9 +200,17 @@ def test_a_submit_says_what_was_asked_for(tmp_path: pathlib.Path) -> None:
         return await first, first.timing, engagement.worker, engagement.polo
 
     result = against(
-        tmp_path, play, use, tasks=9, concurrency=4, min_polo=-3, filters={"model": "x"}, deadline="20ms", duration="1500ms",
+        tmp_path,
+        play,
+        use,
+        tasks=9,
+        concurrency=4,
+        min_polo=-3,
+        filters={"model": "x"},
+        deadline="20ms",
+        duration="1500ms",
         accept_within="200ms",
-    )  # fmt: skip
+    )
     assert result == (b"HI", ramjet.Timing(30, 20, 10), 3, (5, 4))
     assert seen == [
         {"op": "submit", "skill": "echo", "filters": [{"key": "model", "value": "x"}], "tasks": 9, "concurrency": 4,
@@ -225,16 +239,32 @@ def test_no_more_tasks_are_out_than_concurrency_or_the_nodes_window(tmp_path: pa
     assert against(tmp_path, play, lambda engagement: engagement.map(items), concurrency=5) == items
 
 
-REFUSAL = {"code": "gate", "reason": "above you", "diagnosis": {"requester_polo": 2, "capable": 4, "above_gate": 4, "polo_needed": 9}}
+REFUSAL = {
+    "code": "gate",
+    "reason": "above you",
+    "diagnosis": {"requester_polo": 2, "capable": 4, "above_gate": 4, "polo_needed": 9},
+}
 
 
 @pytest.mark.parametrize(
     ("outcome", "error", "text"),
     [
         ({"outcome": "refused", "refusal": REFUSAL}, ramjet.GateRefused, "gate: above you"),
-        ({"outcome": "refused", "refusal": {"code": "limited", "reason": "later"}}, ramjet.OfferRefused, "limited: later"),
-        ({"outcome": "expired", "polo": [3, 2], "notified": 2, "diagnosis": None}, ramjet.OfferExpired, "none of 2 workers"),
-        ({"outcome": "expired", "polo": [3, 2], "notified": 0, "diagnosis": {"capable": 0}}, ramjet.OfferExpired, "nobody was told"),
+        (
+            {"outcome": "refused", "refusal": {"code": "limited", "reason": "later"}},
+            ramjet.OfferRefused,
+            "limited: later",
+        ),
+        (
+            {"outcome": "expired", "polo": [3, 2], "notified": 2, "diagnosis": None},
+            ramjet.OfferExpired,
+            "none of 2 workers",
+        ),
+        (
+            {"outcome": "expired", "polo": [3, 2], "notified": 0, "diagnosis": {"capable": 0}},
+            ramjet.OfferExpired,
+            "nobody was told",
+        ),
         ({"outcome": "closed", "reason": "lost"}, ramjet.EngagementClosed, "closed: lost"),
         ({"outcome": "no_registry", "why": "unplugged"}, ramjet.EngagementClosed, "no_registry: unplugged"),
         ({"outcome": "of tomorrow"}, ramjet.EngagementClosed, "of tomorrow"),
@@ -279,7 +309,9 @@ def test_what_the_node_refuses_by_word_is_told(tmp_path: pathlib.Path) -> None:
         (b"", ramjet.NodeError),
     ],
 )
-def test_every_task_has_an_end_whatever_the_node_says(tmp_path: pathlib.Path, frame: bytes, error: type[Exception]) -> None:
+def test_every_task_has_an_end_whatever_the_node_says(
+    tmp_path: pathlib.Path, frame: bytes, error: type[Exception]
+) -> None:
     async def play(node: Node) -> None:
         await node.open()
         for _ in range(3):
@@ -365,7 +397,9 @@ def test_the_socket_is_looked_for_where_nodes_have_it(tmp_path: pathlib.Path, mo
     for name in ("RAMJET_SOCKET", "RAMJET_STATE", "STATE_DIRECTORY", "XDG_STATE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(ramjet.NodeError, match=f"no node serves a socket in {tmp_path}/.local/state/ramjet; start `ramjet up`"):
+    with pytest.raises(
+        ramjet.NodeError, match=f"no node serves a socket in {tmp_path}/.local/state/ramjet; start `ramjet up`"
+    ):
         local_socket(None, requester=True)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "x"))
     state = tmp_path / "x" / "ramjet"
@@ -412,9 +446,11 @@ def framed(code: int, payload: bytes) -> bytes:
 def test_pushes_between_command_and_reply_are_kept_or_skipped(tmp_path: pathlib.Path) -> None:
     told = json.dumps({"status": "done", "task": 9}).encode()
     replies = [
-        framed(0x0C, b"a datagram"), framed(0xAF, struct.pack(">Q", 9) + b"half"), framed(0xAF, struct.pack(">Q", 8) + b"other"),
+        framed(0x0C, b"a datagram"),
+        framed(0xAF, struct.pack(">Q", 9) + b"half"),
+        framed(0xAF, struct.pack(">Q", 8) + b"other"),
         framed(0xAE, struct.pack(">I", len(told)) + told + b"the result"),
-    ]  # fmt: skip
+    ]
     with driver_against(tmp_path, *replies) as driver:
         assert driver.wait_task_result(9, "1s").value() == b"the result"
         assert (driver.progress(9), driver.progress(9), driver.progress(8)) == ([b"half"], [], [b"other"])
@@ -436,7 +472,9 @@ def test_pushes_between_command_and_reply_are_kept_or_skipped(tmp_path: pathlib.
         (framed(0xA6, b"")[:3], ramjet.NodeError, "closed the connection"),
     ],
 )
-def test_a_reply_that_is_no_task_is_told(tmp_path: pathlib.Path, reply: bytes, error: type[Exception], text: str) -> None:
+def test_a_reply_that_is_no_task_is_told(
+    tmp_path: pathlib.Path, reply: bytes, error: type[Exception], text: str
+) -> None:
     with driver_against(tmp_path, reply) as driver, pytest.raises(error, match=text):
         driver.accept_task("5ms")
 

@@ -121,7 +121,10 @@ def test_answers_stay_within_what_the_agent_may_write(serving: Callable[[Any], S
     assert answers[0] == (layout.ANSWER_FAILED, b"r" * 300) and answers[7] == (layout.ANSWER_DONE, b"\xee" * 300)
     after = bytes(region)
     assert after[:table] == before[:table] and after[end:] == before[end:]
-    assert after[table + 8 * layout.ANSWER_LEN : told.result_offset] == before[table + 8 * layout.ANSWER_LEN : told.result_offset]
+    assert (
+        after[table + 8 * layout.ANSWER_LEN : told.result_offset]
+        == before[table + 8 * layout.ANSWER_LEN : told.result_offset]
+    )
 
 
 def test_a_task_that_nobody_wants_any_more_is_seen_at_once(serving: Callable[[Any], Served]) -> None:
@@ -153,7 +156,7 @@ def test_a_task_that_nobody_wants_any_more_is_seen_at_once(serving: Callable[[An
 def test_a_refusal_is_told_with_the_nodes_reason(serving: Callable[[Any], Served]) -> None:
     served = serving(reverse)
     served.node.hello()
-    served.node.send(layout.REFUSED, "max_payload differs".encode(), 0)
+    served.node.send(layout.REFUSED, b"max_payload differs", 0)
     error = served.end()
     assert isinstance(error, ramjet.NodeRefused) and "max_payload differs" in str(error)
 
@@ -218,8 +221,12 @@ def test_a_batch_that_cannot_be_ends_the_connection(
     assert isinstance(error, ramjet.ProtocolError) and told in str(error)
 
 
-@pytest.mark.parametrize(("field", "value"), [(16, 0), (16, 0xFFFF_FFFF), (20, 0xFFFF_FFFF), (20, 70_000), (16, 60_000)])
-def test_a_payload_outside_its_place_ends_the_connection(serving: Callable[[Any], Served], field: int, value: int) -> None:
+@pytest.mark.parametrize(
+    ("field", "value"), [(16, 0), (16, 0xFFFF_FFFF), (20, 0xFFFF_FFFF), (20, 70_000), (16, 60_000)]
+)
+def test_a_payload_outside_its_place_ends_the_connection(
+    serving: Callable[[Any], Served], field: int, value: int
+) -> None:
     served = serving(reverse)
     served.node.greet()
     note = served.node.lay([b"abc", b"def"])
@@ -241,7 +248,9 @@ def test_a_payload_outside_its_place_ends_the_connection(serving: Callable[[Any]
         (struct.pack("<HHI", 999, 1, EPOCH), "kind 999 during batches"),
     ],
 )
-def test_a_packet_that_cannot_be_ends_the_connection(serving: Callable[[Any], Served], packet: bytes, told: str) -> None:
+def test_a_packet_that_cannot_be_ends_the_connection(
+    serving: Callable[[Any], Served], packet: bytes, told: str
+) -> None:
     served = serving(reverse)
     served.node.greet()
     served.node.link.send(packet)
@@ -258,7 +267,9 @@ def test_no_change_of_a_region_does_more_than_end_the_connection(monkeypatch: py
         for number in range(2_000):
             note, _ = layout.write_batch(view, 0, 1, number, [bytes(draw.randrange(40)) for _ in range(3)], 1_000)
             at = draw.randrange(0, layout.HEADER_LEN + 3 * layout.TASK_LEN, 4)
-            view[at : at + 4] = struct.pack("<I", draw.choice([0, 1, 8, 0x100, 0xFFFF, 0xFFFF_FFFF, draw.getrandbits(32)]))
+            view[at : at + 4] = struct.pack(
+                "<I", draw.choice([0, 1, 8, 0x100, 0xFFFF, 0xFFFF_FFFF, draw.getrandbits(32)])
+            )
             try:
                 agent.handle(note)
             except ramjet.ProtocolError:

@@ -16,11 +16,18 @@ from ramjet._units import nanoseconds
 @pytest.mark.parametrize(
     ("written", "ns"),
     [
-        ("500us", 500_000), ("500µs", 500_000), (" 20 ms ", 20_000_000), ("1.5s", 1_500_000_000), ("2min", 120_000_000_000),
-        ("1h", 3_600_000_000_000), ("7ns", 7), (2, 2_000_000_000), (0.25, 250_000_000),
+        ("500us", 500_000),
+        ("500µs", 500_000),
+        (" 20 ms ", 20_000_000),
+        ("1.5s", 1_500_000_000),
+        ("2min", 120_000_000_000),
+        ("1h", 3_600_000_000_000),
+        ("7ns", 7),
+        (2, 2_000_000_000),
+        (0.25, 250_000_000),
         (datetime.timedelta(milliseconds=3), 3_000_000),
     ],
-)  # fmt: skip
+)
 def test_durations_are_read_as_people_write_them(written: Any, ns: int) -> None:
     assert nanoseconds("wait", written) == ns
 
@@ -33,9 +40,16 @@ def test_what_is_no_duration_is_refused_by_its_name(written: Any) -> None:
 
 def test_what_a_skill_says_is_what_its_hello_says() -> None:
     @ramjet.skill(
-        "embed-1.x_y", max_batch=256, max_wait="500us", max_work=9_000, work="bytes", out=ramjet.f32(384), idempotent=True,
-        stall="1500ms", max_payload=4_096,
-    )  # fmt: skip
+        "embed-1.x_y",
+        max_batch=256,
+        max_wait="500us",
+        max_work=9_000,
+        work="bytes",
+        out=ramjet.f32(384),
+        idempotent=True,
+        stall="1500ms",
+        max_payload=4_096,
+    )
     class Embed:
         def run(self, batch: ramjet.Batch) -> None: ...
 

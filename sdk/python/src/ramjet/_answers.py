@@ -45,7 +45,9 @@ def _listed(returned: Any) -> list[Any]:
     if returned is None:
         raise TypeError("run returned nothing; it returns one result for each task")
     if isinstance(returned, (str, bytes, bytearray, memoryview, Mapping)):
-        raise TypeError(f"run returned one {type(returned).__name__}; it returns a sequence with one result for each task")
+        raise TypeError(
+            f"run returned one {type(returned).__name__}; it returns a sequence with one result for each task"
+        )
     return list(returned)
 
 
@@ -118,7 +120,7 @@ def _fill_rows(batch: Batch, out: Out, returned: Any) -> None:
         _tell(region, table, index, status, at, layout.reason_bytes(reason.decode(), min(room, layout.REASON_LEN_MAX)))
 
 
-def _pattern(region: Region, n: int, at: int, stride: int) -> "array[int]":
+def _pattern(region: Region, n: int, at: int, stride: int) -> array[int]:
     """The answer table of n tasks that are done with results of one size; kept, since batches are often alike."""
     if region.pattern_of != (n, at, stride):
         table = array("I", (layout.ANSWER_DONE, 0, stride, 0)) * n

@@ -71,7 +71,13 @@ class Batch(Sequence[memoryview]):
     )  # fmt: skip
 
     def __init__(
-        self, region: Region, told: layout.BatchPacket, spec: Spec, epoch: int, send: Callable[[Bytes], Any], piece_max: int
+        self,
+        region: Region,
+        told: layout.BatchPacket,
+        spec: Spec,
+        epoch: int,
+        send: Callable[[Bytes], Any],
+        piece_max: int,
     ) -> None:
         n, words = told.n, region.words
         self._region: Region | None = region
@@ -168,7 +174,11 @@ class Batch(Sequence[memoryview]):
         for extent in reversed(shape[1:]):
             strides.insert(0, strides[0] * extent)
         view = numpy.ndarray(
-            (n, *shape), element, self._payload_memory(), self._offsets[0], ((row + 7) & ~7, *(strides if shape else ()))
+            (n, *shape),
+            element,
+            self._payload_memory(),
+            self._offsets[0],
+            ((row + 7) & ~7, *(strides if shape else ())),
         )
         return cast("NDArray[Any]", view)
 
@@ -194,7 +204,9 @@ class Batch(Sequence[memoryview]):
         if self._out is None:
             out = self._fixed()
             memory = memoryview(self._open().exporter).cast("B")
-            self._out = numpy_for("Batch.out").ndarray((len(self), *out.shape), out.dtype, memory, self._told.result_offset)
+            self._out = numpy_for("Batch.out").ndarray(
+                (len(self), *out.shape), out.dtype, memory, self._told.result_offset
+            )
         return cast("NDArray[Any]", self._out)
 
     @property
@@ -275,7 +287,9 @@ class Batch(Sequence[memoryview]):
 
     def _fixed(self) -> Out:
         if self._spec.out is None:
-            raise TypeError(f"skill {self._spec.name!r} has no fixed-size results: declare out=ramjet.f32(…) to fill batch.out")
+            raise TypeError(
+                f"skill {self._spec.name!r} has no fixed-size results: declare out=ramjet.f32(…) to fill batch.out"
+            )
         return self._spec.out
 
     def _close(self) -> bool:

@@ -216,7 +216,9 @@ class Driver:
 
     def _send(self, code: int, payload: bytes) -> None:
         if 1 + len(payload) > FRAME_LEN_MAX:
-            raise ValueError(f"a command of {len(payload)} bytes, at most {FRAME_LEN_MAX - 1}; larger tasks go by ramjet.engage")
+            raise ValueError(
+                f"a command of {len(payload)} bytes, at most {FRAME_LEN_MAX - 1}; larger tasks go by ramjet.engage"
+            )
         self._link.settimeout(PATIENCE_S)
         try:
             self._link.sendall(_FRAME.pack(1 + len(payload), code) + payload)

@@ -1,10 +1,10 @@
 """`engage`: one engagement with a worker of the market, and its tasks.
 
-Life: connect and offer; granted and opened, or an error that says why not; tasks, at most `concurrency` without an answer;
-the end, once every answer is here, by leaving the `async with`; settled. Leaving it by an exception cancels.
+Life: connect and offer; granted and opened, or an error that says why not; tasks, at most `concurrency` without an
+answer; the end, once every answer is here, by leaving the `async with`; settled. Leaving it by an exception cancels.
 
-Every result is judged here, by `judge` or as accepted, since only judged results count in receipts. Each task has exactly
-one final word: a result, or an error of `ramjet.TaskError`, or `EngagementClosed` if it never got one.
+Every result is judged here, by `judge` or as accepted, since only judged results count in receipts. Each task has
+exactly one final word: a result, or an error of `ramjet.TaskError`, or `EngagementClosed` if it never got one.
 """
 
 from __future__ import annotations
@@ -24,9 +24,19 @@ from ._paths import local_socket
 from ._skill import TASK_LEN_MAX, Out
 from ._units import Duration, nanoseconds, whole
 from .errors import (
-    Diagnosis, EngagementClosed, GateRefused, NodeError, NodeRefused, OfferExpired, OfferRefused, ProtocolError, RamjetError, Rejected,
-    TaskFailed, refusal,
-)  # fmt: skip
+    Diagnosis,
+    EngagementClosed,
+    GateRefused,
+    NodeError,
+    NodeRefused,
+    OfferExpired,
+    OfferRefused,
+    ProtocolError,
+    RamjetError,
+    Rejected,
+    TaskFailed,
+    refusal,
+)
 
 #: Tasks outstanding at a time, at most: the slots of a channel.
 CONCURRENCY_MAX = 4_096
@@ -376,8 +386,10 @@ class Engagement:
 
     def _on_closed(self, error: Exception | None) -> None:
         if self._ended is not None and not self._ended.done():
-            told = error if isinstance(error, RamjetError) else NodeError(
-                f"socket {self._path}: the node closed the connection{f': {error}' if error else ''}"
+            told = (
+                error
+                if isinstance(error, RamjetError)
+                else NodeError(f"socket {self._path}: the node closed the connection{f': {error}' if error else ''}")
             )
             self._finish(told)
 
@@ -497,7 +509,9 @@ def engage(
         "concurrency": whole("concurrency", concurrency, 1, CONCURRENCY_MAX),
         "duration_s": -(-nanoseconds("duration", duration, 1, 86_400_000_000_000) // 1_000_000_000),
         "accept_deadline_ms": max(1, nanoseconds("accept_within", accept_within, 1, 300_000_000_000) // 1_000_000),
-        "deadline_us": 0 if deadline is None else nanoseconds("deadline", deadline, 1_000, 0xFFFF_FFFF * 1_000) // 1_000,
+        "deadline_us": 0
+        if deadline is None
+        else nanoseconds("deadline", deadline, 1_000, 0xFFFF_FFFF * 1_000) // 1_000,
     }
     if min_polo is not None:
         submit["min_polo"] = whole("min_polo", min_polo, -(1 << 63), (1 << 63) - 1)

@@ -58,7 +58,9 @@ class Local:
             arena = mmap.mmap(descriptor, length)
         finally:
             os.close(descriptor)
-        welcome = Welcome(0, self.spec.name, length, length, 1, self.spec.max_batch, self.spec.result_len_max, _PROGRESS_MAX)
+        welcome = Welcome(
+            0, self.spec.name, length, length, 1, self.spec.max_batch, self.spec.result_len_max, _PROGRESS_MAX
+        )
         self._sent: list[bytes] = []
         self._agent = Agent(self._model, welcome, 1, arena, self._sent.append)
         self._batches = itertools.count(1)

@@ -196,5 +196,7 @@ async def connect(path: str, make: Callable[[], Link]) -> Link:
     try:
         _, link = await loop.create_unix_connection(make, path)
     except OSError as error:
-        raise NodeError(f"socket {path}: {error.strerror or error}; is the node running, and its socket there?") from error
+        raise NodeError(
+            f"socket {path}: {error.strerror or error}; is the node running, and its socket there?"
+        ) from error
     return link

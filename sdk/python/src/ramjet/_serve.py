@@ -141,7 +141,12 @@ class _Service:
             except _NodeGone as gone:
                 if self.stopping:
                     return
-                log.warning("%s%s; looking for it every %.1f s at most", gone, " after a drain" if gone.drained else "", PAUSE_MAX_S)
+                log.warning(
+                    "%s%s; looking for it every %.1f s at most",
+                    gone,
+                    " after a drain" if gone.drained else "",
+                    PAUSE_MAX_S,
+                )
             # A signal interrupts the wait by `_Stopped`.
             threading.Event().wait(pause)
             pause = min(2 * pause, PAUSE_MAX_S)

@@ -69,7 +69,9 @@ class Out:
         """
         wrong = next((i for i, result in enumerate(results) if len(result) != self.stride), None)
         if wrong is not None:
-            raise ValueError(f"result {wrong} has {len(results[wrong])} bytes, {self.dtype}{list(self.shape)} has {self.stride}")
+            raise ValueError(
+                f"result {wrong} has {len(results[wrong])} bytes, {self.dtype}{list(self.shape)} has {self.stride}"
+            )
         flat = numpy_for("Out.stack").frombuffer(b"".join(results), self.dtype)
         return cast("NDArray[Any]", flat.reshape((len(results), *self.shape)))
 
@@ -208,7 +210,7 @@ class Model:
         spec = getattr(target, SPEC, None)
         if not isinstance(spec, Spec):
             name = getattr(target, "__name__", type(target).__name__)
-            raise TypeError(f"{name} is no skill: put @ramjet.skill(\"name\", …) above it")
+            raise TypeError(f'{name} is no skill: put @ramjet.skill("name", …) above it')
         self.spec = spec
         instance: Any = target() if inspect.isclass(target) else target
         self.run: Callable[[Batch], Any] = instance.run if hasattr(instance, "run") else instance

@@ -12,7 +12,15 @@ from typing import Union
 #: What says how long: ``"500us"``, ``"20ms"``, ``"1.5s"``, ``"2min"``, a ``timedelta``, or seconds as a number.
 Duration = Union[str, float, int, datetime.timedelta]
 
-_NS = {"ns": 1, "us": 1_000, "µs": 1_000, "ms": 1_000_000, "s": 1_000_000_000, "min": 60_000_000_000, "h": 3_600_000_000_000}
+_NS = {
+    "ns": 1,
+    "us": 1_000,
+    "µs": 1_000,
+    "ms": 1_000_000,
+    "s": 1_000_000_000,
+    "min": 60_000_000_000,
+    "h": 3_600_000_000_000,
+}
 _TEXT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(ns|us|µs|ms|s|min|h)\s*")
 
 
@@ -30,7 +38,9 @@ def nanoseconds(name: str, value: Duration, at_least: int = 0, at_most: int = 86
     if isinstance(value, str):
         found = _TEXT.fullmatch(value)
         if found is None:
-            raise ValueError(f"{name}: {value!r} is no duration; write a number and one of {', '.join(_NS)}, as in '500us'")
+            raise ValueError(
+                f"{name}: {value!r} is no duration; write a number and one of {', '.join(_NS)}, as in '500us'"
+            )
         length = float(found[1]) * _NS[found[2]]
     elif isinstance(value, datetime.timedelta):
         length = value.total_seconds() * 1e9

@@ -106,7 +106,9 @@ class Node:
             told.result_offset, told.result_len,
         )  # fmt: skip
         region[self.table] = self.cleared
-        body = layout.BATCH_BODY.pack(number, number % REGIONS, told.n, 0, told.work, told.result_offset, told.result_len)
+        body = layout.BATCH_BODY.pack(
+            number, number % REGIONS, told.n, 0, told.work, told.result_offset, told.result_len
+        )
         self.link.send(layout.packet(layout.BATCH, EPOCH, body))
 
     def take(self, check: bool) -> None:
@@ -131,9 +133,7 @@ def start(mode: str, batch: int, payload: int) -> tuple[subprocess.Popen[bytes],
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     descriptor = far.fileno()
     command = [sys.executable, "-m", "ramjet.bench", mode, str(batch), str(payload)]
-    process = subprocess.Popen(
-        command, pass_fds=[descriptor], env={**os.environ, "RAMJET_AGENT_FD": str(descriptor)}
-    )
+    process = subprocess.Popen(command, pass_fds=[descriptor], env={**os.environ, "RAMJET_AGENT_FD": str(descriptor)})
     far.close()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     return process, near
@@ -211,7 +211,9 @@ def middle(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The median of each figure over rows of one kind."""
     first = rows[0]
     return {
-        key: middle([row[key] for row in rows]) if isinstance(first[key], dict) else statistics.median(row[key] for row in rows)
+        key: middle([row[key] for row in rows])
+        if isinstance(first[key], dict)
+        else statistics.median(row[key] for row in rows)
         for key in first
     }
 
@@ -266,7 +268,9 @@ def tell(report: dict[str, Any]) -> None:
             f"{row['batch']:6.0f} {row['tasks_per_s']:10,.0f} {row['batches_per_s']:10,.0f} {row['cpu_us_per_batch']:13.1f} "
             f"{row['cpu_us_per_task']:12.2f} {row['tasks_per_cpu_s']:16,.0f} {handover['p50_us']:12.1f} {handover['p99_us']:8.1f}"
         )
-    print(f"control: bare packets to and fro p50 {report['control']['p50_us']:.1f}, p99 {report['control']['p99_us']:.1f} µs")
+    print(
+        f"control: bare packets to and fro p50 {report['control']['p50_us']:.1f}, p99 {report['control']['p99_us']:.1f} µs"
+    )
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
 """Everything that this package raises, by who is at fault.
 
-    RamjetError
-    ├── NodeError                 the node: not there, or gone
-    │   └── NodeRefused           it is there and said no
-    ├── ProtocolError             what the node sent cannot be
-    ├── BatchOver, ViewKept       a skill held on to memory that is no longer its own
-    ├── OfferError                no engagement came about
-    │   ├── OfferRefused          the registry refused; GateRefused: the polo gate
-    │   └── OfferExpired          nobody matched, or nobody took it in time
-    ├── EngagementClosed          it ended before its work was done
-    └── TaskError                 one task
-        ├── TaskFailed            it ran and failed
-        ├── Rejected              it ran, and this side's own judgement rejected the result
-        └── TaskRefused           it did not run: Busy, Late, TooBig, NoSkill, GrantEnded,
-                                  ReceiptDue, Draining, Cancelled, Lost
+RamjetError
+├── NodeError                 the node: not there, or gone
+│   └── NodeRefused           it is there and said no
+├── ProtocolError             what the node sent cannot be
+├── BatchOver, ViewKept       a skill held on to memory that is no longer its own
+├── OfferError                no engagement came about
+│   ├── OfferRefused          the registry refused; GateRefused: the polo gate
+│   └── OfferExpired          nobody matched, or nobody took it in time
+├── EngagementClosed          it ended before its work was done
+└── TaskError                 one task
+    ├── TaskFailed            it ran and failed
+    ├── Rejected              it ran, and this side's own judgement rejected the result
+    └── TaskRefused           it did not run: Busy, Late, TooBig, NoSkill, GrantEnded,
+                              ReceiptDue, Draining, Cancelled, Lost
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ class OfferExpired(OfferError):
 
     def __init__(self, skill: str, notified: int, polo: tuple[int, int], diagnosis: Diagnosis | None) -> None:
         told = "nobody was told" if notified == 0 else f"none of {notified} workers accepted in time"
-        super().__init__(f"the offer of {skill!r} expired: {told}; polo {polo[0]} -> {polo[1]}; {diagnosis or 'no diagnosis'}")
+        super().__init__(
+            f"the offer of {skill!r} expired: {told}; polo {polo[0]} -> {polo[1]}; {diagnosis or 'no diagnosis'}"
+        )
         #: Workers that were told of the offer.
         self.notified = notified
         #: The requester's polo before and after.
