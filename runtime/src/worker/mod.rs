@@ -47,6 +47,7 @@ pub mod ring;
 pub mod rooms;
 mod serve;
 pub mod socket;
+mod spin;
 pub mod streams;
 mod timers;
 pub mod trains;
@@ -100,7 +101,8 @@ pub enum IoKind {
 pub enum Idle {
     /// Never sleeps: lowest latency, a whole core.
     Spin,
-    /// Spins for a while after the last work (50 µs), then sleeps.
+    /// Spins for a while after the last work (50 µs), then sleeps; sleeps at once where spinning has
+    /// not been paying.
     #[default]
     Adaptive,
     /// Sleeps at once.

@@ -18,11 +18,10 @@ use super::io::{Events, HARVEST_MAX, Incoming, Io, Outgoing};
 use super::mailbox::Inbox;
 use super::order::FairOrder;
 use super::rooms::Rooms;
+use super::spin::Spin;
 use super::{Idle, WorkerPlan};
 use crate::control::vocabulary::{Command, Report, Side};
 
-/// How long an adaptive worker spins after its last work.
-const SPIN_AFTER_WORK: Duration = Duration::from_micros(50);
 /// Looks at the ring between two idle turns: about a microsecond, so that timers stay fine.
 const SPINS_PER_TURN: usize = 64;
 /// Longest sleep, so that the clock's reader is never far behind.
@@ -58,6 +57,8 @@ pub(super) struct Worker<B: Io> {
     pub(super) index: usize,
     pub(super) idle: Idle,
     pub(super) last_work: Time,
+    /// What an adaptive worker has learned of its rests.
+    pub(super) spin: Spin,
     pub(super) stop: bool,
 }
 
@@ -78,13 +79,14 @@ impl<B: Io> Worker<B> {
     /// # Errors
     /// What the kernel says when the backend cannot go on.
     pub(super) fn run(&mut self) -> std::io::Result<()> {
-        let (mut worked, mut began) = (false, clock::now());
+        let (mut worked, mut began) = (true, clock::now());
         while !self.stop {
             let now = clock::now();
             if worked {
                 let busy_ns = now.nanos_since(began);
                 self.rooms.counters.add(Counter::BusyNs, busy_ns);
             }
+            let rested = !worked;
             began = now;
             self.rooms.at = now;
             self.rooms.unread = 0;
@@ -97,10 +99,13 @@ impl<B: Io> Worker<B> {
             self.run_timers(now);
             worked |= self.flush(now);
             if worked {
+                if rested {
+                    self.spin.rested(began.since(self.last_work));
+                }
                 self.last_work = now;
                 self.rooms.counters.add(Counter::Turns, 1);
                 // A worker that sleeps at once hands over what it sends as it falls asleep.
-                if self.idle != Idle::Park {
+                if self.may_spin() {
                     self.io.enter(None)?;
                 }
             } else {
@@ -431,11 +436,20 @@ impl<B: Io> Worker<B> {
         sent
     }
 
+    /// Whether a turn without work is spent spinning.
+    fn may_spin(&self) -> bool {
+        match self.idle {
+            Idle::Spin => true,
+            Idle::Adaptive => self.spin.pays(),
+            Idle::Park => false,
+        }
+    }
+
     /// Nothing to do: spins or sleeps, as the policy says.
     fn rest(&mut self, now: Time) -> std::io::Result<()> {
         let spins = match self.idle {
             Idle::Spin => true,
-            Idle::Adaptive => now.since(self.last_work) < SPIN_AFTER_WORK,
+            Idle::Adaptive => self.spin.lasts(now.since(self.last_work)),
             Idle::Park => false,
         };
         if spins {
@@ -504,6 +518,7 @@ impl<B: Io> Worker<B> {
             index: plan.index,
             idle: plan.idle,
             last_work: Time::ZERO,
+            spin: Spin::new(),
             stop: false,
         }
     }
