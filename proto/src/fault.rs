@@ -8,11 +8,13 @@
 /// counted without a name.
 #[macro_export]
 macro_rules! labelled_enum {
-    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident => $label:literal,)* }) => {
+    ($(#[$doc:meta])* $name:ident {
+        $($(#[doc = $help:literal])+ $variant:ident => $label:literal,)*
+    }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[repr(u8)]
-        pub enum $name { $($(#[$vdoc])* $variant,)* }
+        pub enum $name { $($(#[doc = $help])+ $variant,)* }
 
         impl $name {
             /// Every member, in declaration order.
@@ -23,6 +25,11 @@ macro_rules! labelled_enum {
             /// The label used in metrics, logs and `--json`.
             pub const fn label(self) -> &'static str {
                 match self { $($name::$variant => $label,)* }
+            }
+
+            /// What it means: its doc comment, for whoever shows it to people.
+            pub const fn help(self) -> &'static str {
+                match self { $($name::$variant => concat!($($help),+).trim_ascii(),)* }
             }
 
             /// Position in [`Self::ALL`]: the index of its counter.
@@ -132,5 +139,9 @@ mod tests {
         for (index, reason) in DropReason::ALL.iter().enumerate() {
             assert_eq!(reason.index(), index);
         }
+        assert_eq!(
+            DropReason::TooShort.help(),
+            "Shorter than the smallest frame of its kind."
+        );
     }
 }

@@ -99,14 +99,14 @@ labelled_enum! {
         OffersOpened => "offers_opened",
         /// Offers that nobody accepted in time.
         OffersExpired => "offers_expired",
-        /// Grants.
+        /// Offers granted to a worker.
         Grants => "grants",
         /// Receipts settled, repetitions excluded.
         Settlements => "settlements",
         // Beacon.
-        /// Datagrams received.
+        /// Datagrams that the beacon received.
         BeaconReceived => "beacon_received",
-        /// Of these, acted upon.
+        /// Datagrams that the beacon acted upon.
         BeaconAnswered => "beacon_answered",
         /// A known type with a wrong length.
         BeaconMalformed => "beacon_malformed",

@@ -100,6 +100,11 @@ impl RegistryHandle {
             .collect()
     }
 
+    /// The counters themselves, to be read at any time, also once the registry has stopped.
+    pub fn shared_counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
+    }
+
     /// Stops listening, ends all connections, and waits until what was queued is in the log.
     pub fn shutdown(self) {
         drop(self);

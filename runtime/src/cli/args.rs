@@ -211,6 +211,10 @@ pub struct RegistryArgs {
     /// How it runs
     #[command(flatten)]
     pub rules: RulesArgs,
+    /// TCP address of its Prometheus metrics, at /metrics; whoever reaches it may read them
+    /// [default: none]
+    #[arg(long, value_name = "ADDR")]
+    pub metrics: Option<String>,
 }
 
 /// `ramjet node`.
@@ -228,6 +232,10 @@ pub struct NodeArgs {
     /// What it offers
     #[command(flatten)]
     pub serve: ServeArgs,
+    /// TCP address of its Prometheus metrics, at /metrics; whoever reaches it may read them
+    /// [default: none]
+    #[arg(long, value_name = "ADDR")]
+    pub metrics: Option<String>,
     /// Node to trust, by its number; may be repeated
     #[arg(long, value_name = "NODE")]
     pub trust: Vec<u32>,
@@ -235,7 +243,9 @@ pub struct NodeArgs {
 
 impl NodeArgs {
     fn layer(&self, layer: Layer) -> Layer {
-        let layer = layer.set(s::SOCKET, &self.socket);
+        let layer = layer
+            .set(s::SOCKET, &self.socket)
+            .set(s::METRICS, &self.metrics);
         self.serve
             .layer(self.identity.layer(self.market.layer(layer)))
     }
@@ -385,7 +395,8 @@ impl RegistryArgs {
             layer
                 .set(s::LISTEN, &self.listen)
                 .set(s::BEACON, &self.beacon)
-                .set(s::STATE, &self.state),
+                .set(s::STATE, &self.state)
+                .set(s::METRICS, &self.metrics),
         )
     }
 }

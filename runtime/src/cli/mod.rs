@@ -34,6 +34,7 @@ pub mod identity_file;
 pub mod jobs;
 mod log;
 pub mod market;
+mod metrics;
 mod node;
 pub mod notify;
 pub mod output;

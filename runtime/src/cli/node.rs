@@ -2,7 +2,7 @@
 //!
 //! It starts without its registry and registers when it is there: on a host that boots, the two may
 //! come up in any order. One line on standard error, and with `--json` one object on standard
-//! output, says when it is ready: `event`, `node`, `address`, `listen`, `socket`.
+//! output, says when it is ready: `event`, `node`, `address`, `listen`, `socket`, `metrics`.
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,12 +15,14 @@ use super::args::NodeArgs;
 use super::exit::{Exit, Failure};
 use super::host::{self, ServeDefaults};
 use super::identity_file::{self, Source};
+use super::metrics::Metrics;
 use super::notify::{self, Watchdog};
 use super::output::Output;
 use super::reload;
 use super::settings::{self as s, Settings};
 use super::signals::Signals;
 use crate::events;
+use crate::metrics::server::Server;
 use crate::node::{Node, NodeConfig};
 use crate::worker::plan::{PlanLimits, plan};
 
@@ -59,16 +61,18 @@ pub(super) fn run(
     identity_file::create_folder(&state)?;
     tell_limits(&config, output);
     let socket = config.socket.clone();
+    let metrics = Metrics::bind(settings)?;
     config.sockets = notify::left_sockets(config.listen, config.workers);
     config.on_bound = Some(notify::leave_sockets);
     let node = Node::start_waiting(config)?;
+    let metrics = metrics.of_node(&node, output)?;
     if !wait_registered(&node, registry, &signals, output)? {
         return stop(&node, "a signal", output);
     }
     for trusted in &args.trust {
         node.trust(NodeId(*trusted))?;
     }
-    tell_ready(&node, socket.as_deref(), output)?;
+    tell_ready(&node, socket.as_deref(), metrics.as_ref(), output)?;
     let status = format!("node {} serves on {}", node.node_id(), node.listen_addr());
     notify::ready(&status);
     let mut settings = settings.clone();
@@ -109,7 +113,12 @@ pub(super) fn watch(
     }
 }
 
-fn tell_ready(node: &Node, socket: Option<&Path>, output: &Output) -> Result<(), Failure> {
+fn tell_ready(
+    node: &Node,
+    socket: Option<&Path>,
+    metrics: Option<&Server>,
+    output: &Output,
+) -> Result<(), Failure> {
     let (number, address, listen) = (node.node_id(), node.address(), node.listen_addr());
     if output.is_logged() {
         tracing::info!(
@@ -133,6 +142,7 @@ fn tell_ready(node: &Node, socket: Option<&Path>, output: &Output) -> Result<(),
         "address": address,
         "listen": listen,
         "socket": socket,
+        "metrics": metrics.map(Server::url),
     }))
 }
 

@@ -1,7 +1,7 @@
 //! `ramjet registry`: the market, until it is stopped.
 //!
-//! `--json` prints an object when it is ready: `event`, `listen`, `beacon`, `public_key`; and one when
-//! it has stopped: `event`, `counters`.
+//! `--json` prints an object when it is ready: `event`, `listen`, `beacon`, `public_key`, `metrics`; and
+//! one when it has stopped: `event`, `counters`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use serde_json::json;
 use super::exit::{Exit, Failure};
 use super::host;
 use super::market::{self, reachable};
+use super::metrics::Metrics;
 use super::notify::{self, Watchdog};
 use super::output::Output;
 use super::reload;
@@ -19,6 +20,7 @@ use super::settings::{self as s, Settings};
 use super::signals::Signals;
 use crate::control::query::RegistryClient;
 use crate::events;
+use crate::metrics::server::Server;
 
 /// How often signals and the watchdog are looked at without being woken.
 const PAUSE: Duration = Duration::from_secs(60);
@@ -30,8 +32,10 @@ pub(super) fn run(settings: &Settings, output: &mut Output) -> Result<Exit, Fail
         Some(folder) => folder,
         None => host::state_folder(settings)?.join(host::REGISTRY_FOLDER),
     };
+    let metrics = Metrics::bind(settings)?;
     let registry = market::start_from(settings, market::ALONE, folder)?;
-    tell_ready(&registry, output)?;
+    let metrics = metrics.of_registry(&registry, output)?;
+    tell_ready(&registry, metrics.as_ref(), output)?;
     let status = format!("listens on {}", registry.tcp_addr());
     notify::ready(&status);
     let mut settings = settings.clone();
@@ -59,7 +63,11 @@ pub(super) fn run(settings: &Settings, output: &mut Output) -> Result<Exit, Fail
     Ok(Exit::Ok)
 }
 
-fn tell_ready(registry: &RegistryHandle, output: &Output) -> Result<(), Failure> {
+fn tell_ready(
+    registry: &RegistryHandle,
+    metrics: Option<&Server>,
+    output: &Output,
+) -> Result<(), Failure> {
     let (listen, beacon) = (registry.tcp_addr(), registry.beacon_addr());
     let public_key = registry.public_key();
     let beacon_text = beacon.map_or_else(|| "none".to_owned(), |address| address.to_string());
@@ -84,6 +92,7 @@ fn tell_ready(registry: &RegistryHandle, output: &Output) -> Result<(), Failure>
         "listen": listen,
         "beacon": beacon,
         "public_key": public_key,
+        "metrics": metrics.map(Server::url),
     }))
 }
 

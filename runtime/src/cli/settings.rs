@@ -75,6 +75,7 @@ settings! {
     LISTEN "listen" "the UDP address of the tunnel";
     LOG "log" "what is logged";
     LOG_FORMAT "log-format" "the form of the log";
+    METRICS "metrics" "the TCP address where Prometheus finds the metrics";
     OWNER "owner" "Pilot's owner field";
     PAGES "pages" "which pages of memory buffers lie in";
     POLO_POLICY "polo-policy" "the rule by which polo moves";

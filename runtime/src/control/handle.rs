@@ -5,7 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -20,12 +21,14 @@ use super::ControlTimings;
 use super::agent::{AgentAsk, AgentRequest};
 use super::externals::Offered;
 use super::local_job::Verdicts;
+use super::observe::Vitals;
 use super::pilot::Call;
 #[cfg(test)]
 use super::ports::Ports;
 use super::vocabulary::Histograms;
 use crate::node::{EngageEvent, EngageRequest, Engagement, NodeError, Reloaded, Status};
 use crate::port::{AGENT_SKILLS_MAX, Offer, RespondPlace};
+use crate::worker::counters::Counters;
 
 /// Questions that wait at a time; more are refused by name.
 pub(crate) const ASKS_MAX: usize = 1_024;
@@ -76,6 +79,8 @@ pub(crate) enum Ask {
     /// A question to the services of plain agents.
     Agent(Box<AgentAsk>),
     Status(Respond<Status>),
+    /// What control knows by itself, without a word to the workers.
+    Vitals(Respond<Vitals>),
     Histograms(Respond<Histograms>),
     /// Whether every worker turns.
     Beat(Respond<()>),
@@ -139,6 +144,10 @@ pub(crate) struct Shared {
     registration: Mutex<Registration>,
     changed: Condvar,
     thread: Mutex<Option<JoinHandle<Result<(), String>>>>,
+    /// The workers' counters, once they run.
+    counters: OnceLock<Vec<Arc<Counters>>>,
+    /// Whether workers time the stages of tasks.
+    timed: AtomicBool,
 }
 
 impl Shared {
@@ -150,6 +159,25 @@ impl Shared {
             registration: Mutex::default(),
             changed: Condvar::new(),
             thread: Mutex::new(None),
+            counters: OnceLock::new(),
+            timed: AtomicBool::new(false),
+        }
+    }
+
+    /// The workers run; called once.
+    pub(crate) fn keep_counters(&self, counters: Vec<Arc<Counters>>) {
+        // Whoever wants stages timed says so first and looks for workers then, so one of the two
+        // sees the other.
+        let _ = self.counters.set(counters);
+        if self.timed.load(Ordering::SeqCst) {
+            self.time_stages();
+        }
+    }
+
+    fn time_stages(&self) {
+        self.timed.store(true, Ordering::SeqCst);
+        for counters in self.counters.get().into_iter().flatten() {
+            counters.time_stages();
         }
     }
 
@@ -328,6 +356,21 @@ impl ControlHandle {
 
     pub(crate) fn status(&self) -> Result<Status, NodeError> {
         self.ask("status", self.shared.timings.ask, Ask::Status)
+    }
+
+    /// What control knows, if it answers within `limit`.
+    pub(crate) fn vitals(&self, limit: Duration) -> Result<Vitals, NodeError> {
+        self.ask("vitals", limit, Ask::Vitals)
+    }
+
+    /// Has the workers time the stages of tasks, now or as soon as they run.
+    pub(crate) fn time_stages(&self) {
+        self.shared.time_stages();
+    }
+
+    /// The workers' counters; none before they run.
+    pub(crate) fn worker_counters(&self) -> &[Arc<Counters>] {
+        self.shared.counters.get().map_or(&[], Vec::as_slice)
     }
 
     pub(crate) fn histograms(&self) -> Result<Histograms, NodeError> {

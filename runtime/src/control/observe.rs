@@ -101,7 +101,43 @@ pub(crate) struct Surroundings {
     pub(crate) agents: Vec<AgentSkillStatus>,
 }
 
+/// What control knows of the node by itself: cheap to tell, and no worker is asked.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Vitals {
+    pub(crate) registered: bool,
+    pub(crate) registry_reached: bool,
+    pub(crate) polo: Option<i64>,
+    pub(crate) task_ready: bool,
+    /// Receipts that wait to be settled.
+    pub(crate) spooled: usize,
+    /// Running engagements, as requester and as worker.
+    pub(crate) requesting: usize,
+    pub(crate) serving: usize,
+    /// Events since the start, by name.
+    pub(crate) events: BTreeMap<&'static str, u64>,
+}
+
 impl Plane {
+    /// What the plane knows by itself.
+    pub(crate) fn vitals(&self) -> Vitals {
+        let requesting = self.requesting.values().filter(|row| {
+            let over = matches!(row.state, RequestState::Over { .. });
+            row.granted.is_some() && !over
+        });
+        let serving = self.serving.values();
+        let serving = serving.filter(|row| matches!(row.state, ServeState::Open { .. }));
+        Vitals {
+            registered: self.node.0 != 0,
+            registry_reached: self.link.is_ready(),
+            polo: self.polo,
+            task_ready: self.config.task_ready && self.closed_for_work().is_none(),
+            spooled: self.spool.waiting(),
+            requesting: requesting.count(),
+            serving: serving.count(),
+            events: self.counters().collect(),
+        }
+    }
+
     /// Takes a question that needs the workers' histograms. `running` workers are asked for them.
     pub(crate) fn observe(&mut self, look: Look, at: Moment) {
         if self.observer.looks.len() >= LOOKS_MAX {

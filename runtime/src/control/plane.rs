@@ -196,7 +196,7 @@ impl Plane {
             Ask::Shutdown(respond) => self.shut_down(respond, at),
             #[cfg(test)]
             Ask::Ports(_) => unreachable!("the shell takes it"),
-            Ask::Agent(_) | Ask::Card(_) => {
+            Ask::Agent(_) | Ask::Card(_) | Ask::Vitals(_) => {
                 unreachable!("the thread answers these itself")
             }
         }

@@ -472,6 +472,11 @@ impl Shell {
                 self.plane.ask(Ask::Trust(peer, respond), at);
             }
             Ask::Card(respond) => respond(Ok(self.card())),
+            Ask::Vitals(respond) => {
+                let mut vitals = self.plane.vitals();
+                vitals.events.extend(self.own_events());
+                respond(Ok(vitals));
+            }
             ask => self.plane.ask(ask, at),
         }
     }
@@ -525,6 +530,8 @@ impl Shell {
         if let Some(port) = &self.port {
             port.node(self.plane.node);
         }
+        let counters = self.workers.iter().map(WorkerHandle::shared_counters);
+        self.shared.keep_counters(counters.collect());
         self.ports
             .start(self.workers.iter().map(WorkerHandle::mailbox));
         Ok(())
@@ -609,6 +616,14 @@ impl Shell {
         counters
     }
 
+    /// What the thread counts beside the plane.
+    fn own_events(&self) -> Vec<(&'static str, u64)> {
+        let driver = self.driver_counters.borrow();
+        let mut events: Vec<_> = driver.iter().map(|(name, count)| (*name, *count)).collect();
+        events.push(("pilot_datagrams_dropped", self.ports.datagrams_dropped()));
+        events
+    }
+
     fn card(&self) -> Card {
         Card {
             node: self.plane.node,
@@ -626,11 +641,9 @@ impl Shell {
 
     fn surroundings(&self) -> Surroundings {
         let mut worker_counters = self.worker_counters();
-        for (name, count) in self.driver_counters.borrow().iter() {
-            worker_counters.insert(format!("control_{name}"), *count);
+        for (name, count) in self.own_events() {
+            worker_counters.insert(format!("control_{name}"), count);
         }
-        let dropped = self.ports.datagrams_dropped();
-        worker_counters.insert("control_pilot_datagrams_dropped".to_owned(), dropped);
         Surroundings {
             registry: self.config.registry,
             listen: self.shared.listen,

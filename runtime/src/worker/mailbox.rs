@@ -291,6 +291,11 @@ impl WorkerHandle {
         self.counters.snapshot()
     }
 
+    /// What it counts, to be read at any time.
+    pub fn shared_counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
+    }
+
     /// Waits for the thread to end.
     pub fn join(self) {
         // A worker that panicked has reported that it stopped.

@@ -19,12 +19,12 @@ use ramjet_proto::wire::limits::{FRAME_PAYLOAD_MAX, TASK_LEN_MAX};
 use super::boxes::{Ended, Stock, TaskBox};
 use super::channels::{End, ServeEnd, channel};
 use super::clock;
-use super::counters::Counter;
+use super::counters::{Counter, Stage};
 use super::mailbox::Piece;
 use super::pool::run_guarded;
 use super::rooms::{Rooms, sink};
 use super::timers::{REPORT_EVERY, SERVE_SILENCE};
-use crate::control::vocabulary::{ChannelTerms, Histograms, Report, Side};
+use crate::control::vocabulary::{ChannelTerms, Report, Side};
 use crate::handler::{Handler, Outcome, Placement};
 
 impl Rooms {
@@ -308,7 +308,7 @@ impl Rooms {
             self.counters.drop_send(DropReason::NoSendBuffer, 1);
         }
         self.counters.add(Counter::TasksRun, 1);
-        record(&mut self.histograms, busy_ns, started.nanos_since(arrived));
+        self.record(busy_ns, started.nanos_since(arrived));
         Ok(())
     }
 
@@ -395,7 +395,7 @@ impl Rooms {
         result.truncate(len);
         slots.answer_long(admitted, answered, busy_ns, started, result, &mut sink);
         self.counters.add(Counter::TasksRun, 1);
-        record(&mut self.histograms, busy_ns, started.nanos_since(arrived));
+        self.record(busy_ns, started.nanos_since(arrived));
         self.activate(place);
     }
 
@@ -499,11 +499,14 @@ impl Rooms {
             }
         }
         self.counters.add(Counter::TasksRun, 1);
-        record(
-            &mut self.histograms,
-            job.busy_ns,
-            started.nanos_since(arrived),
-        );
+        self.record(job.busy_ns, started.nanos_since(arrived));
+    }
+
+    fn record(&mut self, busy_ns: u64, staged_ns: u64) {
+        self.histograms.handler.saturating_record(busy_ns);
+        self.histograms.staged.saturating_record(staged_ns);
+        self.counters.time(Stage::Handler, busy_ns);
+        self.counters.time(Stage::Queue, staged_ns);
     }
 
     /// Tasks that run or wait on all channels that we serve.
@@ -517,11 +520,6 @@ impl Rooms {
                 });
         slots.map(|running| running as usize).sum()
     }
-}
-
-fn record(histograms: &mut Histograms, busy_ns: u64, staged_ns: u64) {
-    histograms.handler.saturating_record(busy_ns);
-    histograms.staged.saturating_record(staged_ns);
 }
 
 /// What a handler's outcome means for its slot, and how long the answer is.

@@ -266,6 +266,8 @@ pub(crate) struct Market {
     /// Its beacon.
     pub(crate) beacon_addr: SocketAddr,
     public_key: String,
+    /// Where its metrics are.
+    pub(crate) metrics: SocketAddr,
     folder: TempDir,
 }
 
@@ -276,6 +278,8 @@ pub(crate) struct Worker {
     pub(crate) address: String,
     pub(crate) listen: SocketAddr,
     pub(crate) socket: PathBuf,
+    /// Where its metrics are, if it serves them.
+    pub(crate) metrics: Option<SocketAddr>,
 }
 
 fn address(value: &Value) -> SocketAddr {
@@ -283,6 +287,12 @@ fn address(value: &Value) -> SocketAddr {
         .as_str()
         .and_then(|text| text.parse().ok())
         .unwrap_or_else(|| panic!("{value}"))
+}
+
+/// The address in a URL; none for null.
+fn host_of(url: &Value) -> Option<SocketAddr> {
+    let host = url.as_str()?.strip_prefix("http://")?.split('/').next()?;
+    Some(host.parse().unwrap_or_else(|_| panic!("{url}")))
 }
 
 impl Market {
@@ -293,6 +303,7 @@ impl Market {
             registry_addr: unset,
             beacon_addr: unset,
             public_key: String::new(),
+            metrics: unset,
             folder: tempfile::tempdir().expect("temporary folder"),
         };
         market.start_registry();
@@ -314,7 +325,8 @@ impl Market {
                 .args(["--beacon", &self.beacon_addr.to_string(), "--state"])
                 .arg(self.path("registry"))
                 .arg("--byte-log")
-                .arg(self.byte_log()),
+                .arg(self.byte_log())
+                .args(["--metrics", "127.0.0.1:0"]),
         );
         let ready = process.json();
         assert_eq!(ready["event"], "ready");
@@ -326,6 +338,7 @@ impl Market {
         key.clone_into(&mut self.public_key);
         self.registry_addr = address(&ready["listen"]);
         self.beacon_addr = address(&ready["beacon"]);
+        self.metrics = host_of(&ready["metrics"]).expect("it serves them");
         self.registry = Some(process);
     }
 
@@ -469,6 +482,7 @@ impl Worker {
             address: ready["address"].as_str().expect("text").to_owned(),
             listen: address(&ready["listen"]),
             socket: ready["socket"].as_str().expect("a path").into(),
+            metrics: host_of(&ready["metrics"]),
             process,
         }
     }

@@ -12,6 +12,7 @@
 //! | `backend` | what moves datagrams |
 //! | `crash` | kill -9 of each process in the middle of a run |
 //! | `hostile` | garbage on both ports during a run |
+//! | `metrics` | the pages for Prometheus, and that alerts and dashboard name what is on them |
 //! | `mistakes` | wrong flags, settings, files, addresses |
 //! | `local` | the socket of a running node |
 //! | `agents` | skills that other programs run, in batches |
@@ -32,6 +33,7 @@ mod harness;
 mod hostile;
 mod lifecycle;
 mod local;
+mod metrics;
 mod mistakes;
 mod privacy;
 mod reach;

@@ -22,6 +22,7 @@
 //! | [`tunnels`] | thousands of tunnels of one worker |
 //! | [`registry`] | thousands of nodes at one registry |
 //! | [`process`] | what is measured in a process of its own |
+//! | [`scrape`] | what reads the metrics of nodes while they are measured |
 //! | [`logs`], [`reports`] | files: histograms, the page and its JSON |
 //! | [`peers`] | ramjet beside what one would pick instead |
 
@@ -37,6 +38,7 @@ mod peers;
 mod process;
 mod registry;
 mod reports;
+mod scrape;
 mod soak;
 mod subject;
 mod target;

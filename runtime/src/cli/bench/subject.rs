@@ -21,6 +21,7 @@ use super::super::market;
 use super::super::output::Output;
 use super::super::settings::{self as s, Settings};
 use super::super::up::start_both;
+use super::scrape::Scraping;
 use super::target::Target;
 use crate::job::Job;
 use crate::node::{EngageRequest, Node, NodeConfig};
@@ -51,6 +52,8 @@ pub(super) struct Spec {
     pub(super) frames_per_datagram_max: u16,
     /// Longest datagram to try.
     pub(super) datagram_len_max: usize,
+    /// Whether both nodes serve metrics, which are read meanwhile.
+    pub(super) scraped: bool,
     pub(super) target: Target,
 }
 
@@ -82,6 +85,7 @@ impl Spec {
             requester,
             frames_per_datagram_max: u16::MAX,
             datagram_len_max: usize::MAX,
+            scraped: false,
             target: Target::own_echo(),
         })
     }
@@ -97,6 +101,7 @@ impl Spec {
             requester,
             frames_per_datagram_max: u16::MAX,
             datagram_len_max: usize::MAX,
+            scraped: false,
             target: Target::own_echo(),
         })
     }
@@ -112,6 +117,7 @@ impl Spec {
             requester,
             frames_per_datagram_max: u16::MAX,
             datagram_len_max: usize::MAX,
+            scraped: false,
             target: Target::own_echo(),
         })
     }
@@ -297,6 +303,12 @@ impl Subject {
         &self.requester
     }
 
+    /// The nodes of this process.
+    fn nodes(&self) -> impl Iterator<Item = &Node> {
+        let worker = self.own.iter().map(|(_, worker)| worker);
+        worker.chain([&self.requester])
+    }
+
     /// As [`Self::engage`], by another node.
     pub(super) fn engage_from(
         &self,
@@ -336,8 +348,7 @@ impl Subject {
     /// What the nodes of this process have dropped so far, by reason.
     pub(super) fn drops(&self) -> Result<BTreeMap<String, u64>, Failure> {
         let mut drops: BTreeMap<String, u64> = BTreeMap::new();
-        let worker = self.own.iter().map(|(_, worker)| worker);
-        for node in worker.chain([&self.requester]) {
+        for node in self.nodes() {
             let counters = node.status()?.counters;
             for (name, count) in counters.into_iter().filter(|(name, _)| is_drop(name)) {
                 *drops.entry(name).or_default() += count;
@@ -365,7 +376,12 @@ fn is_drop(counter: &str) -> bool {
 /// One run of the subject, from nothing to nothing.
 pub(super) fn measure(spec: &Spec) -> Result<Loaded, Failure> {
     let subject = Subject::start(spec, spec.window)?;
+    let scraping = match spec.scraped {
+        true => Some(Scraping::start(subject.nodes())),
+        false => None,
+    };
     let loaded = load(spec, &subject);
+    let scraped = scraping.map_or(Ok(()), |scraping| scraping?.stop());
     let counted = subject.own.as_ref().map(|(_, worker)| worker.status());
     let stopped = subject.stop();
     let mut loaded = loaded?;
@@ -373,6 +389,7 @@ pub(super) fn measure(spec: &Spec) -> Result<Loaded, Failure> {
         loaded.worker = counted?.counters;
     }
     stopped?;
+    scraped?;
     Ok(loaded)
 }
 

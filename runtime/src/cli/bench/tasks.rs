@@ -25,6 +25,9 @@ const CIPHER_IN_FLIGHT: usize = 1 << 20;
 const CIPHER_WINDOW_MIN: usize = 16;
 const CIPHER_WINDOW_MAX: usize = 1_024;
 
+/// The case with metrics.
+const SCRAPED: &str = "tasks, metrics of both nodes scraped 4 times a second,";
+
 pub(super) fn run(
     args: &BenchTasksArgs,
     settings: &Settings,
@@ -65,10 +68,15 @@ fn held_to(
         }
         TasksControl::Plain => "GSO echo over io_uring, no protocol, no cipher, a datagram a task",
         TasksControl::Mmsg => "the same tasks over the mmsg backend",
+        TasksControl::Metrics => "the same tasks, no metrics served and no stages timed",
+    };
+    let measured = Spec {
+        scraped: matches!(control, TasksControl::Metrics),
+        ..spec.clone()
     };
     let pairs = Pairs {
-        spec,
-        name: "tasks",
+        spec: &measured,
+        name: if measured.scraped { SCRAPED } else { "tasks" },
         compares: Compares::TasksPerS,
         control_name,
         disturbed: args.disturbed,
@@ -91,6 +99,7 @@ fn held_to(
             Ok(arms::gso_echo(&arm).map_err(arm_failure)?.per_s)
         }
         TasksControl::Mmsg => Ok(tasks_per_s(&measure(&over_mmsg(spec))?)),
+        TasksControl::Metrics => Ok(tasks_per_s(&measure(spec)?)),
     })
 }
 
