@@ -13,7 +13,7 @@ use super::handle::Respond;
 use super::plane::Plane;
 use super::vocabulary::{Command, Histograms, Totals};
 use crate::node::{EngagementStatus, Status};
-use crate::port::AgentSkillStatus;
+use crate::port::{AgentSkillStatus, SkillReading};
 
 /// How long a worker's histograms are waited for; then the answer is made without them.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -115,6 +115,8 @@ pub(crate) struct Vitals {
     pub(crate) serving: usize,
     /// Events since the start, by name.
     pub(crate) events: BTreeMap<&'static str, u64>,
+    /// The skills that agents run.
+    pub(crate) agents: Vec<SkillReading>,
 }
 
 impl Plane {
@@ -135,6 +137,7 @@ impl Plane {
             requesting: requesting.count(),
             serving: serving.count(),
             events: self.counters().collect(),
+            agents: Vec::new(),
         }
     }
 

@@ -475,6 +475,7 @@ impl Shell {
             Ask::Vitals(respond) => {
                 let mut vitals = self.plane.vitals();
                 vitals.events.extend(self.own_events());
+                vitals.agents = self.port.as_ref().map(Port::readings).unwrap_or_default();
                 respond(Ok(vitals));
             }
             ask => self.plane.ask(ask, at),

@@ -4,22 +4,25 @@
 //! |---|---|
 //! | [`page`] | metric families, one after the other, in Prometheus' text format |
 //! | [`node`] | the families of a node |
+//! | `agents` | the families of the skills that agents run |
 //! | [`registry`] | the families of a registry |
 //! | [`process`] | the families of any process: version, processor time, memory |
 //! | [`server`] | one thread that answers `GET /metrics` |
 //!
 //! Invariants:
 //! - A page is made of counters that one thread writes and anybody may read, and of one answer of
-//!   the control thread: no worker is asked for anything and none waits.
+//!   the control thread: no worker is asked for anything and none waits. The engine of a skill waits
+//!   at most while its counters are copied.
 //! - Names begin with `ramjet_`, or with `process_` where every exporter has the same; units are
 //!   base units; what only grows ends in `_total`.
-//! - Labels are bounded: worker, stage, reason, event, side. Never a peer, an address or a skill's
-//!   payload: who wants to know about one peer asks `ramjet status`.
+//! - Labels are bounded: worker, stage, reason, outcome, event, side, and the skills that agents run.
+//!   Never a peer or an address: who wants to know about one peer asks `ramjet status`.
 //! - A family has all its series from the start, zeros included, but for events of control, which
-//!   have a series once they occurred.
+//!   have a series once they occurred, and skills, once an agent attached.
 //!
 //! Absent: authentication and TLS. The address decides who may read; off by default.
 
+mod agents;
 pub mod node;
 pub mod page;
 pub mod process;

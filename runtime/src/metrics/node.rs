@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use ramjet_proto::fault::DropReason;
 
+use super::agents;
 use super::page::{Labels, Page, float, seconds, truth};
 use crate::control::ControlHandle;
 use crate::worker::counters::{Counters, Stage, StageTimes};
@@ -104,6 +105,7 @@ fn write_control(control: &ControlHandle, page: &mut Page) {
             (&[("side", "worker")], float(vitals.serving as u64)),
         ],
     );
+    agents::write(&vitals.agents, page);
     let events: Vec<_> = vitals
         .events
         .iter()

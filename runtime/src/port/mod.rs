@@ -48,6 +48,7 @@ use ramjet_proto::market::AcceptFrom;
 
 pub(crate) use self::place::{AGENT_SKILLS_MAX, AgentPlaces};
 pub use self::stats::AgentSkillStatus;
+pub(crate) use self::stats::SkillReading;
 pub use self::supervisor::{Form, OwnedAgent};
 
 use self::socket::Listener;
@@ -199,7 +200,12 @@ impl Port {
 
     /// What is counted and timed of each skill.
     pub(crate) fn statuses(&self) -> Vec<AgentSkillStatus> {
-        thread::statuses(&self.roster)
+        thread::each(&self.roster, |name, stats| stats.status(name))
+    }
+
+    /// The same for metrics.
+    pub(crate) fn readings(&self) -> Vec<SkillReading> {
+        thread::each(&self.roster, |name, stats| stats.reading(name))
     }
 
     /// Ends agents and thread. The workers have ended before.

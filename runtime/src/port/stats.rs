@@ -17,6 +17,7 @@ use hdrhistogram::Histogram;
 
 use super::batcher::ClosedBy;
 use super::wire::Breach;
+use crate::worker::counters::StageTimes;
 
 /// The stages of a batch, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,8 @@ const MAX_NS: u64 = 600_000_000_000;
 #[derive(Clone, Debug)]
 pub(crate) struct SkillStats {
     stages: [Histogram<u64>; STAGES.len()],
+    /// The same in coarse buckets, which are quick to copy.
+    times: [StageTimes; STAGES.len()],
     closed_by: [u64; CLOSED_BY.len()],
     breaches: [u64; Breach::ALL.len()],
     /// Agents attached, and of these ready.
@@ -92,6 +95,7 @@ impl SkillStats {
         let histogram = || Histogram::new_with_bounds(100, MAX_NS, 3).expect("valid bounds");
         SkillStats {
             stages: std::array::from_fn(|_| histogram()),
+            times: [StageTimes::default(); STAGES.len()],
             closed_by: [0; CLOSED_BY.len()],
             breaches: [0; Breach::ALL.len()],
             agents: 0,
@@ -117,6 +121,7 @@ impl SkillStats {
 
     pub(crate) fn record(&mut self, stage: Stage, nanos: u64) {
         self.stages[stage as usize].saturating_record(nanos);
+        self.times[stage as usize].count(nanos);
     }
 
     pub(crate) fn closed(&mut self, by: ClosedBy) {
@@ -127,6 +132,37 @@ impl SkillStats {
     pub(crate) fn breach(&mut self, breach: Breach) {
         let index = Breach::ALL.iter().position(|known| *known == breach);
         self.breaches[index.expect("every breach is listed")] += 1;
+    }
+
+    /// What metrics show of it: copied while the engine waits, so nothing is computed here.
+    pub(crate) fn reading(&self, skill: &str) -> SkillReading {
+        let closed_by = CLOSED_BY.iter().map(|(_, label)| *label);
+        let breaches = Breach::ALL.iter().map(|breach| breach.label());
+        let stages = STAGES.iter().map(|(_, label)| *label);
+        SkillReading {
+            skill: skill.to_owned(),
+            now: [self.agents, self.ready, self.waiting],
+            tasks: vec![
+                ("done", self.done),
+                ("failed", self.failed),
+                ("late", self.late),
+                ("busy", self.busy),
+                ("too_big", self.too_big),
+            ],
+            closed_by: closed_by.zip(self.closed_by).collect(),
+            breaches: breaches.zip(self.breaches).collect(),
+            stages: stages.zip(self.times).collect(),
+            batches: self.batches,
+            batch_tasks: self.tasks,
+            batch_places: self.places,
+            wasted_tasks: self.wasted_tasks,
+            wasted_ns: self.wasted_ns,
+            retried: self.retried,
+            poison: self.poison,
+            restarts: self.restarts,
+            stalls: self.stalls,
+            deaths: self.deaths,
+        }
     }
 
     /// What the node says of it.
@@ -182,6 +218,33 @@ impl SkillStats {
             ),
         }
     }
+}
+
+/// What is counted of one skill, for its metrics.
+#[derive(Clone, Debug)]
+pub(crate) struct SkillReading {
+    pub(crate) skill: String,
+    /// Agents attached, of these ready, and tasks that wait.
+    pub(crate) now: [usize; 3],
+    /// Tasks by what became of them.
+    pub(crate) tasks: Vec<(&'static str, u64)>,
+    /// Batches by why they closed.
+    pub(crate) closed_by: Vec<(&'static str, u64)>,
+    /// Breaches of the protocol by reason.
+    pub(crate) breaches: Vec<(&'static str, u64)>,
+    /// The stages of its batches.
+    pub(crate) stages: Vec<(&'static str, StageTimes)>,
+    /// The rest as in [`SkillStats`].
+    pub(crate) batches: u64,
+    pub(crate) batch_tasks: u64,
+    pub(crate) batch_places: u64,
+    pub(crate) wasted_tasks: u64,
+    pub(crate) wasted_ns: u64,
+    pub(crate) retried: u64,
+    pub(crate) poison: u64,
+    pub(crate) restarts: u64,
+    pub(crate) stalls: u64,
+    pub(crate) deaths: u64,
 }
 
 /// A part of a whole, 0 while there is none.

@@ -25,7 +25,7 @@ use super::engine::{self, EngineHandle, Event, News, NewsSender, Order};
 use super::hello::Hello;
 use super::place::AgentPlaces;
 use super::socket::Listener;
-use super::stats::{AgentSkillStatus, SkillStats};
+use super::stats::SkillStats;
 use super::supervisor::Process;
 use super::{AgentsConfig, Control, Offer};
 use crate::worker::clock;
@@ -68,14 +68,14 @@ impl MailSender {
 /// What others may read of the skills: name and counts of each place in use.
 pub(super) type Roster = Arc<Mutex<BTreeMap<usize, (String, Arc<Mutex<SkillStats>>)>>>;
 
-/// The status of every skill that agents run.
-pub(super) fn statuses(roster: &Roster) -> Vec<AgentSkillStatus> {
+/// What `look` makes of every skill that agents run.
+pub(super) fn each<T>(roster: &Roster, look: impl Fn(&str, &SkillStats) -> T) -> Vec<T> {
     let roster = roster.lock().unwrap_or_else(PoisonError::into_inner);
     roster
         .values()
         .map(|(name, stats)| {
             let stats = stats.lock().unwrap_or_else(PoisonError::into_inner);
-            stats.status(name)
+            look(name, &stats)
         })
         .collect()
 }

@@ -123,6 +123,12 @@ pub struct StageTimes {
 }
 
 impl StageTimes {
+    /// It took so long once.
+    pub fn count(&mut self, ns: u64) {
+        self.buckets[bucket(ns)] += 1;
+        self.sum_ns += ns;
+    }
+
     /// Those of another worker are added.
     pub fn add(&mut self, other: &StageTimes) {
         for (bucket, count) in self.buckets.iter_mut().zip(other.buckets) {

@@ -41,32 +41,44 @@ fn scrape(address: SocketAddr) -> Page {
     Page::read(&body)
 }
 
-/// A market in which 500 tasks were done, and its worker.
-fn after_500_tasks() -> (Market, Worker) {
+/// A market in which a worker did 500 tasks itself and 300 by an agent, and that worker.
+fn after_800_tasks() -> (Market, Worker) {
     let market = Market::start();
-    let worker = market.worker("worker", "echo", &["--metrics", "127.0.0.1:0"]);
-    let lines: Vec<String> = (0..500).map(|line| format!("line {line}")).collect();
-    let file = market.file("lines.txt", lines.join("\n"));
-    let file = file.to_str().expect("text");
-    market
-        .submit("requester", "echo", &["--lines", file])
-        .expect(0);
+    let arguments = ["--agent", "tr=lines:tr a-z A-Z", "--accept-from", "anyone"];
+    let metrics = ["--metrics", "127.0.0.1:0"];
+    let worker = market.worker("worker", "echo", &[&arguments[..], &metrics].concat());
+    until("the agent is ready", || {
+        (worker.status()["agents"][0]["ready"] == 1).then_some(())
+    });
+    // The registry hears of the agent's skill only after the node itself.
+    until("the agent's skill is listed", || {
+        let rows = market.run(&["resolve", "--json", "--filter", "skills=tr"]);
+        let rows = rows.json();
+        let mut rows = rows.as_array()?.iter();
+        rows.any(|row| row["node"] == worker.node).then_some(())
+    });
+    for (skill, tasks) in [("echo", 500), ("tr", 300)] {
+        let lines: Vec<String> = (0..tasks).map(|line| format!("line {line}")).collect();
+        let file = market.file("lines.txt", lines.join("\n"));
+        let lines = ["--lines", file.to_str().expect("text")];
+        market.submit("requester", skill, &lines).expect(0);
+    }
     (market, worker)
 }
 
 #[test]
 fn the_page_of_a_node_says_what_its_status_says() {
-    let (_market, worker) = after_500_tasks();
+    let (_market, worker) = after_800_tasks();
     let page = scrape(worker.metrics.expect("it serves them"));
     let status = worker.status();
     let tasks = page.sum("ramjet_worker_tasks_run_total");
-    assert_eq!(tasks, 500.0);
+    assert_eq!(tasks, 800.0);
     assert_eq!(tasks, counter(&status, "tasks_run") as f64);
     for stage in ["queue", "handler"] {
         let count = page.one("ramjet_task_stage_seconds_count", &[("stage", stage)]);
-        assert_eq!(count, 500.0, "{stage}");
+        assert_eq!(count, 800.0, "{stage}");
         let sum = page.one("ramjet_task_stage_seconds_sum", &[("stage", stage)]);
-        assert!(sum > 0.0 && sum < 500.0 * 90.0, "{stage}: {sum} s");
+        assert!(sum > 0.0 && sum < 800.0 * 90.0, "{stage}: {sum} s");
     }
     assert_eq!(page.one("ramjet_task_round_trip_seconds_count", &[]), 0.0);
     for fact in ["registered", "registry_reached", "task_ready", "control_up"] {
@@ -108,14 +120,46 @@ fn the_page_of_a_node_says_what_its_status_says() {
 }
 
 #[test]
+fn the_page_of_a_node_says_what_its_agents_did() {
+    let (_market, worker) = after_800_tasks();
+    let page = scrape(worker.metrics.expect("it serves them"));
+    let of_skill = [("skill", "tr")];
+    let value = |what: &str| page.one(&format!("ramjet_agent{what}"), &of_skill);
+    assert_eq!((value("s"), value("s_ready")), (1.0, 1.0));
+    assert_eq!(value("_tasks_waiting"), 0.0);
+    assert_eq!(value("_batch_tasks_total"), 300.0);
+    let batches = value("_batches_total");
+    assert!((1.0..=300.0).contains(&batches), "{batches}");
+    assert!(value("_batch_places_total") >= 300.0);
+    assert_eq!(page.sum("ramjet_agent_batches_closed_total"), batches);
+    let with = |label, labelled| [("skill", "tr"), (label, labelled)];
+    let done = page.one("ramjet_agent_tasks_total", &with("outcome", "done"));
+    assert_eq!(done, 300.0);
+    for (stage, count) in [("queue", 300.0), ("gather", batches), ("run", batches)] {
+        let counted = page.one("ramjet_agent_stage_seconds_count", &with("stage", stage));
+        assert_eq!(counted, count, "{stage}");
+    }
+    for nothing in [
+        "deaths",
+        "stalls",
+        "restarts",
+        "wasted_tasks",
+        "poison_tasks",
+    ] {
+        assert_eq!(value(&format!("_{nothing}_total")), 0.0, "{nothing}");
+    }
+    assert_eq!(page.sum("ramjet_agent_breaches_total"), 0.0);
+}
+
+#[test]
 fn the_page_of_a_registry_says_what_it_counted() {
-    let (mut market, _worker) = after_500_tasks();
+    let (mut market, _worker) = after_800_tasks();
     let page = scrape(market.metrics);
     let value = |what: &str| page.one(&format!("ramjet_registry_{what}"), &[]);
-    assert_eq!(value("offers_opened_total"), 1.0);
-    assert_eq!(value("grants_total"), 1.0);
+    assert_eq!(value("offers_opened_total"), 2.0);
+    assert_eq!(value("grants_total"), 2.0);
     assert_eq!(value("nodes_on_file"), 2.0);
-    assert_eq!(value("engagements_on_file"), 1.0);
+    assert_eq!(value("engagements_on_file"), 2.0);
     assert_eq!(
         page.sum("ramjet_registry_refused_total"),
         value("requests_refused_total")
@@ -139,13 +183,15 @@ fn the_page_of_a_registry_says_what_it_counted() {
 
 #[test]
 fn names_labels_and_helps_follow_the_rules() {
-    let (market, worker) = after_500_tasks();
+    let (market, worker) = after_800_tasks();
     let allowed = BTreeSet::from([
         "worker",
         "stage",
         "reason",
         "event",
         "side",
+        "outcome",
+        "skill",
         "version",
         "architecture",
         "profile",
@@ -197,7 +243,7 @@ fn promtool_finds_nothing_to_complain_about() {
         eprintln!("no promtool here (Debian: prometheus): its opinion is not asked for");
         return;
     };
-    let (market, worker) = after_500_tasks();
+    let (market, worker) = after_800_tasks();
     for address in [market.metrics, worker.metrics.expect("it serves them")] {
         let mut child = Command::new(&promtool)
             .args(["check", "metrics"])
@@ -217,7 +263,7 @@ fn promtool_finds_nothing_to_complain_about() {
 
 #[test]
 fn only_the_page_is_served_and_only_to_whoever_asks_for_it() {
-    let (_market, worker) = after_500_tasks();
+    let (_market, worker) = after_800_tasks();
     let address = worker.metrics.expect("it serves them");
     let status = |request: &str| {
         let answer = exchange(address, request);

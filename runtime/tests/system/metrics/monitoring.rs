@@ -9,7 +9,7 @@ use std::process::Command;
 use serde_json::Value;
 use yaml_rust2::{Yaml, YamlLoader};
 
-use super::{after_500_tasks, scrape};
+use super::{after_800_tasks, scrape};
 
 /// What Prometheus adds to every series.
 const ADDED: [&str; 3] = ["job", "instance", "le"];
@@ -39,7 +39,7 @@ struct Exported(BTreeMap<String, BTreeMap<String, BTreeSet<String>>>);
 impl Exported {
     /// By a node and by a registry, once tasks were done.
     fn all() -> (Self, BTreeSet<String>) {
-        let (market, worker) = after_500_tasks();
+        let (market, worker) = after_800_tasks();
         let pages = [
             scrape(market.metrics),
             scrape(worker.metrics.expect("it serves them")),
