@@ -236,7 +236,8 @@ impl ramjet::job::Job for Fed {
 }
 
 /// Nothing but the waker can end the sleep of this requester before its next ping, so a lost wake-up
-/// costs a second each.
+/// costs a second each. And while its job waits, it has nothing to say: a task, the verdict on its
+/// result and an acknowledgment or two are all that leaves for each.
 #[test]
 fn a_job_that_waits_is_woken_by_what_it_was_given() {
     let count = 200;
@@ -265,6 +266,8 @@ fn a_job_that_waits_is_woken_by_what_it_was_given() {
     assert_eq!(totals.accepted, count);
     let took = feeder.join().expect("fed");
     assert!(took < std::time::Duration::from_secs(60), "{took:?}");
+    let sent = pair.requester.counter("datagrams_sent");
+    assert!(sent <= 4 * count, "{sent} datagrams for {count} tasks");
     laws_hold(&pair.requester);
     pair.stop();
 }

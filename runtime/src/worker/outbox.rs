@@ -95,6 +95,11 @@ impl Filling {
         self.frames < packing.frames_max && self.fill + frame_len <= self.capacity()
     }
 
+    /// Whether it holds nothing: space was reserved in it, and what asked had nothing to say.
+    fn is_blank(&self) -> bool {
+        self.complete == 0 && self.frames == 0 && !self.probe && self.packets.is_none()
+    }
+
     /// Whether the train takes another datagram.
     fn has_next(&self, packing: &Packing) -> bool {
         self.complete + 2 <= packing.datagrams_max
@@ -126,11 +131,6 @@ impl Outbox {
             packets: Vec::new(),
             packet_train: None,
         }
-    }
-
-    /// Whether nothing waits to be sealed.
-    pub fn is_empty(&self) -> bool {
-        self.trains.is_empty()
     }
 
     /// What is known of a tunnel's path.
@@ -219,7 +219,10 @@ impl Outbox {
         Some(place)
     }
 
-    /// Seals every train and hands it to `submit`, which sends it and frees it.
+    /// Seals every train and hands it to `submit`, which sends it and frees it; whether any was.
+    ///
+    /// A job is asked for its next task with a frame's space in hand, and may have none. Such a train
+    /// says nothing and does not leave: it would be work, and the turn after it would ask again.
     pub fn flush(
         &mut self,
         now: Time,
@@ -227,9 +230,15 @@ impl Outbox {
         send: &mut SendArena,
         mut submit: impl FnMut(&mut SendArena, Outgoing),
         counters: &Counters,
-    ) {
+    ) -> bool {
+        let mut sent = false;
         for filling in self.trains.drain(..) {
             self.open[filling.tunnel.index()] = 0;
+            if filling.is_blank() {
+                send.free_train(filling.train);
+                continue;
+            }
+            sent = true;
             match seal(now, tunnels, send, &filling, &self.packets) {
                 Ok(outgoing) => {
                     counters.add(Counter::TrainsSent, 1);
@@ -245,6 +254,7 @@ impl Outbox {
         }
         self.packets.clear();
         self.packet_train = None;
+        sent
     }
 }
 

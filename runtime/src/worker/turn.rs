@@ -405,9 +405,8 @@ impl<B: Io> Worker<B> {
 
     /// Rooms 9 and 10: seals what gathered, and sends it with the tunnels' own datagrams.
     pub(super) fn flush(&mut self, now: Time) -> bool {
-        let mut sent = !self.rooms.outbox.is_empty();
         let (rooms, io) = (&mut self.rooms, &mut self.io);
-        rooms.outbox.flush(
+        let mut sent = rooms.outbox.flush(
             now,
             &mut self.tunnels,
             &mut rooms.send,
