@@ -31,11 +31,15 @@ class Http:
 
     def request(self, payload):
         """The bytes of one request."""
-        kind = "application/octet-stream"
+        body, kind = self.body(payload)
+        head = f"POST {self.path} HTTP/1.1\r\nHost: l\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+        return head.encode() + body
+
+    def body(self, payload):
+        """The body of one request, and its type."""
         if self.as_json:
-            payload, kind = json.dumps({"input": payload.decode()}).encode(), "application/json"
-        head = f"POST {self.path} HTTP/1.1\r\nHost: l\r\nContent-Type: {kind}\r\nContent-Length: {len(payload)}\r\n\r\n"
-        return head.encode() + payload
+            return json.dumps({"input": payload.decode()}).encode(), "application/json"
+        return payload, "application/octet-stream"
 
     async def call(self, payload):
         """One request and its result."""

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 
+import compiled
 import load
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -144,6 +145,16 @@ class HttpSystem:
         """What the load drives."""
         return load.Http(self.port, self.path, self.as_json)
 
+    def compiled(self, payload, outstanding, seconds):
+        """A closed loop by a compiled client: figures, and what that client says against the run."""
+        body, kind = self.client(1).body(payload)
+        url = f"http://127.0.0.1:{self.port}{self.path}"
+        return compiled.http(self.processes.folder, url, body, kind, outstanding, seconds), []
+
+    def tasks(self):
+        """Tasks answered so far, as the system counts them; None if it does not."""
+        return None
+
     def cpu_s(self):
         """CPU seconds of the server so far."""
         return cpu_s([self.server])
@@ -193,7 +204,7 @@ class Ramjet:
 
     name = "ramjet"
 
-    def __init__(self, processes, kind, binary, flags=(), agent_environment=""):
+    def __init__(self, processes, kind, binary, flags=(), agent_environment="", agent=None):
         self.kind, self.processes, self.binary = kind, processes, binary
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="m", dir=processes.folder))
         command = [
@@ -209,8 +220,8 @@ class Ramjet:
         ]
         self.registry = processes.start("registry", command, out=True)
         self.address = json.loads(processes.first_line(self.registry))["listen"]
-        agent = f"{kind}={agent_environment}{sys.executable} {HERE / 'servers' / 'ramjet_agent.py'} {kind}"
-        self.worker = self.node("w", "--task-ready", "--accept-from", "anyone", "--agent", agent, *flags)
+        agent = agent or f"{agent_environment}{sys.executable} {HERE / 'servers' / 'ramjet_agent.py'} {kind}"
+        self.worker = self.node("w", "--task-ready", "--accept-from", "anyone", "--agent", f"{kind}={agent}", *flags)
         self.requester = self.node("q", *flags)
         processes.until(f"{kind} is advertised", self.advertised, self.worker, self.requester)
 
@@ -245,6 +256,15 @@ class Ramjet:
     def client(self, outstanding):
         """What the load drives."""
         return load.Market(self.socket("q"), self.kind, outstanding)
+
+    def compiled(self, payload, outstanding, seconds):
+        """A closed loop by a compiled client: figures, and what that client says against the run."""
+        state = self.folder / "b"
+        return compiled.market(self.binary, self.address, state, self.kind, payload, outstanding, seconds)
+
+    def tasks(self):
+        """Tasks answered so far, as the worker's node counts them."""
+        return self.status()["done"]
 
     def cpu_s(self):
         """CPU seconds of registry, both nodes and the agent so far."""
