@@ -15,6 +15,10 @@ import ramjet
 import work
 
 
+#: A request without an answer so long after the last was sent counts as unanswered.
+ANSWER_LIMIT_S = 30
+
+
 class Http:
     """HTTP/1.1 over as many kept connections as are wanted at once, one request on each at a time."""
 
@@ -43,6 +47,9 @@ class Http:
 
     async def call(self, payload):
         """One request and its result."""
+        # A server closes what has been idle for some seconds.
+        while self.free and self.free[-1].transport.is_closing():
+            self.free.pop()
         if self.free:
             connection = self.free.pop()
         else:
@@ -129,29 +136,35 @@ class Offline:
 async def closed(client, kind, payloads, outstanding, seconds):
     """So many requests outstanding for so long: tasks a second, latency, in microseconds."""
     samples, until = [], time.perf_counter() + seconds
+    last = until
 
     async def one(place):
+        nonlocal last
         at = place
         while (began := time.perf_counter()) < until:
             payload = payloads[at % len(payloads)]
             result = await client.call(payload)
-            samples.append(time.perf_counter() - began)
+            last = time.perf_counter()
+            samples.append(last - began)
             check(kind, payload, result)
             at += outstanding
 
     began = time.perf_counter()
-    await gather(one(place) for place in range(outstanding))
-    return figures(samples, time.perf_counter() - began)
+    unanswered = await gather((one(place) for place in range(outstanding)), seconds + ANSWER_LIMIT_S)
+    return {**figures(samples, last - began), "unanswered": unanswered}
 
 
 async def open_loop(client, kind, payloads, rate, seconds, seed):
     """Requests at a Poisson process's times: latency from the time that was meant, in microseconds."""
     draw = random.Random(seed)
     samples, running, lag = [], set(), 0.0
+    last = time.perf_counter()
 
     async def one(meant, payload):
+        nonlocal last
         result = await client.call(payload)
-        samples.append(time.perf_counter() - meant)
+        last = time.perf_counter()
+        samples.append(last - meant)
         check(kind, payload, result)
 
     began = time.perf_counter()
@@ -165,16 +178,21 @@ async def open_loop(client, kind, payloads, rate, seconds, seed):
         running.add(task)
         task.add_done_callback(running.discard)
         sent += 1
-    await gather(list(running))
-    told = figures(samples, time.perf_counter() - began)
-    return {**told, "rate": rate, "generator_lag_ms": lag * 1e3}
+    unanswered = await gather(list(running), ANSWER_LIMIT_S)
+    told = figures(samples, last - began)
+    return {**told, "rate": rate, "generator_lag_ms": lag * 1e3, "unanswered": unanswered}
 
 
-async def gather(waits):
-    """Waits for all; the first error ends the others."""
+async def gather(waits, limit_s):
+    """Waits for all, so long at the most; how many were not done. The first error ends the others."""
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:
-        await asyncio.gather(*tasks)
+        done, left = (
+            await asyncio.wait(tasks, timeout=limit_s, return_when=asyncio.FIRST_EXCEPTION) if tasks else ((), ())
+        )
+        for task in done:
+            task.result()
+        return len(left)
     finally:
         for task in tasks:
             task.cancel()
