@@ -26,7 +26,7 @@ const CIPHER_WINDOW_MIN: usize = 16;
 const CIPHER_WINDOW_MAX: usize = 1_024;
 
 /// The case with metrics.
-const SCRAPED: &str = "tasks, metrics of both nodes scraped 4 times a second,";
+const SCRAPED: &str = "tasks (metrics of both nodes scraped 4 times a second)";
 
 pub(super) fn run(
     args: &BenchTasksArgs,
