@@ -215,6 +215,10 @@ pub struct RegistryArgs {
     /// [default: none]
     #[arg(long, value_name = "ADDR")]
     pub metrics: Option<String>,
+    /// URL of an OpenTelemetry collector that its metrics are pushed to every 15 s, as
+    /// http://127.0.0.1:4318/v1/metrics [default: none]
+    #[arg(long, value_name = "URL")]
+    pub metrics_push: Option<String>,
 }
 
 /// `ramjet node`.
@@ -236,6 +240,10 @@ pub struct NodeArgs {
     /// [default: none]
     #[arg(long, value_name = "ADDR")]
     pub metrics: Option<String>,
+    /// URL of an OpenTelemetry collector that its metrics are pushed to every 15 s, as
+    /// http://127.0.0.1:4318/v1/metrics [default: none]
+    #[arg(long, value_name = "URL")]
+    pub metrics_push: Option<String>,
     /// Node to trust, by its number; may be repeated
     #[arg(long, value_name = "NODE")]
     pub trust: Vec<u32>,
@@ -245,7 +253,8 @@ impl NodeArgs {
     fn layer(&self, layer: Layer) -> Layer {
         let layer = layer
             .set(s::SOCKET, &self.socket)
-            .set(s::METRICS, &self.metrics);
+            .set(s::METRICS, &self.metrics)
+            .set(s::METRICS_PUSH, &self.metrics_push);
         self.serve
             .layer(self.identity.layer(self.market.layer(layer)))
     }
@@ -396,7 +405,8 @@ impl RegistryArgs {
                 .set(s::LISTEN, &self.listen)
                 .set(s::BEACON, &self.beacon)
                 .set(s::STATE, &self.state)
-                .set(s::METRICS, &self.metrics),
+                .set(s::METRICS, &self.metrics)
+                .set(s::METRICS_PUSH, &self.metrics_push),
         )
     }
 }

@@ -15,14 +15,13 @@ use super::args::NodeArgs;
 use super::exit::{Exit, Failure};
 use super::host::{self, ServeDefaults};
 use super::identity_file::{self, Source};
-use super::metrics::Metrics;
+use super::metrics::{Metrics, Watched};
 use super::notify::{self, Watchdog};
 use super::output::Output;
 use super::reload;
 use super::settings::{self as s, Settings};
 use super::signals::Signals;
 use crate::events;
-use crate::metrics::server::Server;
 use crate::node::{Node, NodeConfig};
 use crate::worker::plan::{PlanLimits, plan};
 
@@ -72,7 +71,7 @@ pub(super) fn run(
     for trusted in &args.trust {
         node.trust(NodeId(*trusted))?;
     }
-    tell_ready(&node, socket.as_deref(), metrics.as_ref(), output)?;
+    tell_ready(&node, socket.as_deref(), &metrics, output)?;
     let status = format!("node {} serves on {}", node.node_id(), node.listen_addr());
     notify::ready(&status);
     let mut settings = settings.clone();
@@ -116,7 +115,7 @@ pub(super) fn watch(
 fn tell_ready(
     node: &Node,
     socket: Option<&Path>,
-    metrics: Option<&Server>,
+    metrics: &Watched,
     output: &Output,
 ) -> Result<(), Failure> {
     let (number, address, listen) = (node.node_id(), node.address(), node.listen_addr());
@@ -142,7 +141,7 @@ fn tell_ready(
         "address": address,
         "listen": listen,
         "socket": socket,
-        "metrics": metrics.map(Server::url),
+        "metrics": metrics.url(),
     }))
 }
 

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::exit::{Exit, Failure};
 use super::host;
 use super::market::{self, reachable};
-use super::metrics::Metrics;
+use super::metrics::{Metrics, Watched};
 use super::notify::{self, Watchdog};
 use super::output::Output;
 use super::reload;
@@ -20,7 +20,6 @@ use super::settings::{self as s, Settings};
 use super::signals::Signals;
 use crate::control::query::RegistryClient;
 use crate::events;
-use crate::metrics::server::Server;
 
 /// How often signals and the watchdog are looked at without being woken.
 const PAUSE: Duration = Duration::from_secs(60);
@@ -35,7 +34,7 @@ pub(super) fn run(settings: &Settings, output: &mut Output) -> Result<Exit, Fail
     let metrics = Metrics::bind(settings)?;
     let registry = market::start_from(settings, market::ALONE, folder)?;
     let metrics = metrics.of_registry(&registry, output)?;
-    tell_ready(&registry, metrics.as_ref(), output)?;
+    tell_ready(&registry, &metrics, output)?;
     let status = format!("listens on {}", registry.tcp_addr());
     notify::ready(&status);
     let mut settings = settings.clone();
@@ -65,7 +64,7 @@ pub(super) fn run(settings: &Settings, output: &mut Output) -> Result<Exit, Fail
 
 fn tell_ready(
     registry: &RegistryHandle,
-    metrics: Option<&Server>,
+    metrics: &Watched,
     output: &Output,
 ) -> Result<(), Failure> {
     let (listen, beacon) = (registry.tcp_addr(), registry.beacon_addr());
@@ -92,7 +91,7 @@ fn tell_ready(
         "listen": listen,
         "beacon": beacon,
         "public_key": public_key,
-        "metrics": metrics.map(Server::url),
+        "metrics": metrics.url(),
     }))
 }
 

@@ -76,6 +76,7 @@ settings! {
     LOG "log" "what is logged";
     LOG_FORMAT "log-format" "the form of the log";
     METRICS "metrics" "the TCP address where Prometheus finds the metrics";
+    METRICS_PUSH "metrics-push" "the URL of the OpenTelemetry collector that metrics are pushed to";
     OWNER "owner" "Pilot's owner field";
     PAGES "pages" "which pages of memory buffers lie in";
     POLO_POLICY "polo-policy" "the rule by which polo moves";

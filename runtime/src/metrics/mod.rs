@@ -1,4 +1,5 @@
-//! Metrics for Prometheus: what a node and a registry count, as a page that is fetched over HTTP.
+//! Metrics: what a node and a registry count, as a page that Prometheus fetches over HTTP, or that is
+//! pushed to a collector of OpenTelemetry.
 //!
 //! | module | holds |
 //! |---|---|
@@ -8,6 +9,7 @@
 //! | [`registry`] | the families of a registry |
 //! | [`process`] | the families of any process: version, processor time, memory |
 //! | [`server`] | one thread that answers `GET /metrics` |
+//! | [`push`] | one thread that sends the same families to a collector of OpenTelemetry |
 //!
 //! Invariants:
 //! - A page is made of counters that one thread writes and anybody may read, and of one answer of
@@ -20,11 +22,15 @@
 //! - A family has all its series from the start, zeros included, but for events of control, which
 //!   have a series once they occurred, and skills, once an agent attached.
 //!
-//! Absent: authentication and TLS. The address decides who may read; off by default.
+//! Absent: authentication and TLS. The address decides who may read; both are off by default.
 
 mod agents;
 pub mod node;
 pub mod page;
 pub mod process;
+pub mod push;
 pub mod registry;
 pub mod server;
+
+/// Writes the families of what is watched onto a page.
+type Write = Box<dyn Fn(&mut page::Page) + Send>;

@@ -99,6 +99,11 @@ impl Page {
         self.families.push(family);
     }
 
+    /// The families, in the order in which they were added.
+    pub fn families(&self) -> &[MetricFamily] {
+        &self.families
+    }
+
     /// The page in Prometheus' text format, version 0.0.4.
     ///
     /// # Errors

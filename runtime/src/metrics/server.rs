@@ -21,7 +21,7 @@ use ramjet_registry::RegistryHandle;
 use tokio::sync::{Semaphore, watch};
 
 use super::page::Page;
-use super::{node, process, registry};
+use super::{Write, node, process, registry};
 use crate::node::Node;
 
 /// The path of the page.
@@ -51,8 +51,6 @@ pub struct Server {
     stop: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
 }
-
-type Write = Box<dyn Fn(&mut Page) + Send>;
 
 impl Bound {
     /// Listens on `address`; port 0 lets the kernel choose.

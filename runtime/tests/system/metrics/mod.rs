@@ -3,6 +3,7 @@
 
 mod monitoring;
 mod page;
+mod push;
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
