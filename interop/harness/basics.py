@@ -17,6 +17,15 @@ class Failed(Exception):
     """A case did not hold; the text says what was seen."""
 
 
+# What a case that does not hold may raise. A file that a peer has just begun to write is missing, empty or half there.
+FAILURES = (Failed, OSError, KeyError, IndexError, ValueError, TypeError)
+
+
+def reason_of(failed):
+    """What was seen, in words: `Failed` has its own, anything else is named too."""
+    return str(failed) if isinstance(failed, Failed) else f"{type(failed).__name__}: {failed}"
+
+
 def expect(holds, otherwise):
     """Fails with `otherwise` unless it holds."""
     if not holds:
@@ -32,8 +41,8 @@ def until(what, limit_s, attempt, pause_s=0.1):
             if result:
                 return result
             reason = Failed(f"{what}: not within {limit_s} s")
-        except Failed as failed:
-            reason = failed
+        except FAILURES as failed:
+            reason = Failed(f"{what}: not within {limit_s} s: {reason_of(failed)}")
         if time.monotonic() > deadline:
             raise reason
         time.sleep(pause_s)
