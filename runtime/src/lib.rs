@@ -8,6 +8,7 @@
 //! | [`handler`], [`skills`] | what runs a task, and the skills built in | a worker, or the pool |
 //! | [`events`] | what an operator wants to know of, by stable ids | any |
 //! | [`job`] | what a requester sends and does with the answers | a worker |
+//! | [`latency`] | histograms of latencies, and their buckets | any |
 //! | [`metrics`] | what both count, for Prometheus | its own |
 //! | `port` | agents: external processes that run skills in batches | its own |
 //! | [`cli`] | the command line | main |
@@ -19,6 +20,7 @@ pub mod control;
 pub mod events;
 pub mod handler;
 pub mod job;
+pub mod latency;
 pub mod metrics;
 pub mod node;
 pub mod port;

@@ -17,9 +17,10 @@ use ramjet_proto::market::{AcceptFrom, Filter, Gate};
 
 use crate::control::ControlTimings;
 pub use crate::control::agent::{AgentRequest, Data, DataKind};
-use crate::control::vocabulary::{CloseReason, Histograms, Totals};
+use crate::control::vocabulary::{CloseReason, Totals};
 use crate::handler::Skill;
 use crate::job::Job;
+use crate::latency::Histograms;
 pub use crate::port::{AgentSkillStatus, AgentsConfig, OwnedAgent};
 use crate::worker::{Idle, IoKind, IoOptions};
 

@@ -131,7 +131,7 @@ pub enum TasksControl {
     Plain,
     /// The same tasks over our other backend, recvmmsg and sendmmsg
     Mmsg,
-    /// The same tasks without metrics: ours then serve them and are scraped 4 times a second
+    /// The same tasks without metrics: ours then serve them and are scraped every second
     Metrics,
 }
 

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -25,7 +24,7 @@ use super::observe::Vitals;
 use super::pilot::Call;
 #[cfg(test)]
 use super::ports::Ports;
-use super::vocabulary::Histograms;
+use crate::latency::{Histograms, LatencyBuckets};
 use crate::node::{EngageEvent, EngageRequest, Engagement, NodeError, Reloaded, Status};
 use crate::port::{AGENT_SKILLS_MAX, Offer, RespondPlace};
 use crate::worker::counters::Counters;
@@ -82,6 +81,8 @@ pub(crate) enum Ask {
     /// What control knows by itself, without a word to the workers.
     Vitals(Respond<Vitals>),
     Histograms(Respond<Histograms>),
+    /// The same in buckets.
+    Latencies(Respond<LatencyBuckets>),
     /// Whether every worker turns.
     Beat(Respond<()>),
     /// What is changed while the node runs.
@@ -146,8 +147,6 @@ pub(crate) struct Shared {
     thread: Mutex<Option<JoinHandle<Result<(), String>>>>,
     /// The workers' counters, once they run.
     counters: OnceLock<Vec<Arc<Counters>>>,
-    /// Whether workers time the stages of tasks.
-    timed: AtomicBool,
 }
 
 impl Shared {
@@ -160,25 +159,12 @@ impl Shared {
             changed: Condvar::new(),
             thread: Mutex::new(None),
             counters: OnceLock::new(),
-            timed: AtomicBool::new(false),
         }
     }
 
     /// The workers run; called once.
     pub(crate) fn keep_counters(&self, counters: Vec<Arc<Counters>>) {
-        // Whoever wants stages timed says so first and looks for workers then, so one of the two
-        // sees the other.
         let _ = self.counters.set(counters);
-        if self.timed.load(Ordering::SeqCst) {
-            self.time_stages();
-        }
-    }
-
-    fn time_stages(&self) {
-        self.timed.store(true, Ordering::SeqCst);
-        for counters in self.counters.get().into_iter().flatten() {
-            counters.time_stages();
-        }
     }
 
     fn registration(&self) -> MutexGuard<'_, Registration> {
@@ -363,11 +349,6 @@ impl ControlHandle {
         self.ask("vitals", limit, Ask::Vitals)
     }
 
-    /// Has the workers time the stages of tasks, now or as soon as they run.
-    pub(crate) fn time_stages(&self) {
-        self.shared.time_stages();
-    }
-
     /// The workers' counters; none before they run.
     pub(crate) fn worker_counters(&self) -> &[Arc<Counters>] {
         self.shared.counters.get().map_or(&[], Vec::as_slice)
@@ -375,6 +356,11 @@ impl ControlHandle {
 
     pub(crate) fn histograms(&self) -> Result<Histograms, NodeError> {
         self.ask("histograms", self.shared.timings.ask, Ask::Histograms)
+    }
+
+    /// The latencies in buckets, if control answers within `limit`.
+    pub(crate) fn latencies(&self, limit: Duration) -> Result<LatencyBuckets, NodeError> {
+        self.ask("latencies", limit, Ask::Latencies)
     }
 
     pub(crate) fn beat(&self, limit: Duration) -> Result<(), NodeError> {

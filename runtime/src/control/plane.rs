@@ -25,7 +25,7 @@ use super::engagements::{Accepting, Moment, Requesting, Serving};
 use super::externals::Externals;
 use super::handle::{Ask, Respond, Said};
 use super::link::{Link, News, Tag, kind};
-use super::observe::Observer;
+use super::observe::{Look, Observer};
 use super::pulse::Pulse;
 use super::settle::Settler;
 use super::shutdown::Drain;
@@ -187,10 +187,9 @@ impl Plane {
             }
             Ask::AgentOffer(offer) => self.offer_agents(offer, at),
             Ask::TaskReady(ready, respond) => self.set_task_ready(ready, respond, at),
-            Ask::Status(respond) => self.observe(super::observe::Look::Status(respond), at),
-            Ask::Histograms(respond) => {
-                self.observe(super::observe::Look::Histograms(respond), at);
-            }
+            Ask::Status(respond) => self.observe(Look::Status(respond), at),
+            Ask::Histograms(respond) => self.observe(Look::Histograms(respond), at),
+            Ask::Latencies(respond) => self.observe(Look::Latencies(respond), at),
             Ask::Beat(respond) => self.feel_pulse(respond),
             Ask::Reload(reloaded, respond) => self.reload(*reloaded, respond, at),
             Ask::Shutdown(respond) => self.shut_down(respond, at),

@@ -598,6 +598,7 @@ impl Shell {
         for look in self.plane.observer.take_looks() {
             match look {
                 Look::Histograms(respond) => respond(Ok(self.plane.observer.total().clone())),
+                Look::Latencies(respond) => respond(Ok(self.plane.observer.buckets())),
                 Look::Status(respond) => {
                     let around = self.surroundings();
                     respond(Ok(self.plane.status(around)));

@@ -8,7 +8,6 @@ mod streams;
 
 use std::net::SocketAddr;
 
-use hdrhistogram::Histogram;
 use ramjet_proto::identity::PublicKey;
 use ramjet_proto::ids::{ChannelId, EngagementId, NodeId};
 use ramjet_proto::market::RECEIPT_LEN;
@@ -21,6 +20,7 @@ pub use streams::{
 };
 
 use crate::job::Job;
+use crate::latency::Histograms;
 
 /// Which end of an engagement this node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -257,43 +257,4 @@ pub enum Report {
         /// What went wrong, if something did.
         error: Option<String>,
     },
-}
-
-/// Latencies of one worker, in nanoseconds, three significant digits, 100 ns to 60 s.
-#[derive(Clone, Debug)]
-pub struct Histograms {
-    /// Requester: from a task's first send to its answer.
-    pub round_trip: Histogram<u64>,
-    /// Worker: handler time of a task.
-    pub handler: Histogram<u64>,
-    /// Worker: from a task's arrival to the start of its handler.
-    pub staged: Histogram<u64>,
-}
-
-impl Histograms {
-    /// Longest latency that is told apart: 60 s; what is longer counts as 60 s.
-    pub const MAX_NS: u64 = 60_000_000_000;
-
-    /// Empty ones.
-    pub fn new() -> Self {
-        let histogram = || Histogram::new_with_bounds(100, Self::MAX_NS, 3).expect("valid bounds");
-        Histograms {
-            round_trip: histogram(),
-            handler: histogram(),
-            staged: histogram(),
-        }
-    }
-
-    /// Adds another worker's to these.
-    pub fn add(&mut self, other: &Histograms) {
-        self.round_trip.add(&other.round_trip).expect("same bounds");
-        self.handler.add(&other.handler).expect("same bounds");
-        self.staged.add(&other.staged).expect("same bounds");
-    }
-}
-
-impl Default for Histograms {
-    fn default() -> Self {
-        Self::new()
-    }
 }

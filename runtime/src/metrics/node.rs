@@ -7,7 +7,7 @@ use ramjet_proto::fault::DropReason;
 use super::agents;
 use super::page::{Labels, Page, float, seconds, truth};
 use crate::control::ControlHandle;
-use crate::worker::counters::{Counters, Stage, StageTimes};
+use crate::worker::counters::Counters;
 
 /// How long the control thread is waited for; then the page is made without what it knows.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -40,13 +40,16 @@ const SHOWN: [(&str, Shown); 8] = [
 pub(crate) fn write(control: &ControlHandle, page: &mut Page) {
     let workers = control.worker_counters();
     let workers: Vec<&Counters> = workers.iter().map(|counters| &**counters).collect();
-    write_control(control, page);
+    let answered = write_control(control, page);
     write_workers(&workers, page);
     write_drops(&workers, page);
-    write_stages(&workers, page);
+    if answered {
+        write_latencies(control, page);
+    }
 }
 
-fn write_control(control: &ControlHandle, page: &mut Page) {
+/// Whether control answered.
+fn write_control(control: &ControlHandle, page: &mut Page) -> bool {
     let failed = truth(control.failure().is_some());
     page.gauge(
         "ramjet_node_failed",
@@ -60,7 +63,7 @@ fn write_control(control: &ControlHandle, page: &mut Page) {
         truth(vitals.is_some()),
     );
     let Some(vitals) = vitals else {
-        return;
+        return false;
     };
     for (name, help, fact) in [
         (
@@ -116,6 +119,7 @@ fn write_control(control: &ControlHandle, page: &mut Page) {
         "Events on the control thread, by name; one that never occurred has no series.",
         events.iter().map(|(labels, count)| (&labels[..], *count)),
     );
+    true
 }
 
 fn write_workers(workers: &[&Counters], page: &mut Page) {
@@ -172,28 +176,22 @@ fn write_drops(workers: &[&Counters], page: &mut Page) {
     );
 }
 
-fn write_stages(workers: &[&Counters], page: &mut Page) {
-    let times = |stage: Stage| {
-        let mut all = StageTimes::default();
-        for counters in workers {
-            all.add(&counters.stage(stage));
-        }
-        all
+fn write_latencies(control: &ControlHandle, page: &mut Page) {
+    // The workers have them anyway, for `ramjet status`: a scrape adds nothing to a task.
+    let Ok(all) = control.latencies(PATIENCE) else {
+        return;
     };
     page.times(
         "ramjet_task_stage_seconds",
         "Time that tasks spent at this worker: queue until they ran, handler while they ran.",
         [
-            (
-                &[("stage", Stage::Queue.label())] as Labels<'_>,
-                times(Stage::Queue),
-            ),
-            (&[("stage", Stage::Handler.label())], times(Stage::Handler)),
+            (&[("stage", "queue")] as Labels<'_>, all.staged),
+            (&[("stage", "handler")], all.handler),
         ],
     );
     page.times(
         "ramjet_task_round_trip_seconds",
         "As requester: from the first send of a task until its answer.",
-        [(&[] as Labels<'_>, times(Stage::RoundTrip))],
+        [(&[] as Labels<'_>, all.round_trip)],
     );
 }

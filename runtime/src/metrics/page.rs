@@ -8,7 +8,7 @@ use prometheus::proto::{
     Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
 };
 
-use crate::worker::counters::{BUCKETS, StageTimes, bucket_bounds_ns};
+use crate::latency::{BUCKETS, Buckets, bucket_bounds_ns};
 
 /// Label names and values of one series.
 pub type Labels<'a> = &'a [(&'static str, &'a str)];
@@ -75,7 +75,7 @@ impl Page {
         &mut self,
         name: &str,
         help: &str,
-        series: impl IntoIterator<Item = (Labels<'a>, StageTimes)>,
+        series: impl IntoIterator<Item = (Labels<'a>, Buckets)>,
     ) {
         debug_assert!(name.ends_with("_seconds"), "{name}");
         let metrics = series.into_iter().map(|(labels, times)| {
@@ -123,9 +123,9 @@ fn pairs(labels: Labels<'_>) -> Vec<LabelPair> {
     labels.iter().map(pair).collect()
 }
 
-fn histogram(times: &StageTimes) -> Histogram {
+fn histogram(times: &Buckets) -> Histogram {
     let mut counted = 0;
-    let buckets = bucket_bounds_ns().zip(times.buckets).map(|(bound, count)| {
+    let buckets = bucket_bounds_ns().zip(times.counts).map(|(bound, count)| {
         counted += count;
         let mut bucket = Bucket::default();
         bucket.set_upper_bound(seconds(bound));
@@ -134,7 +134,7 @@ fn histogram(times: &StageTimes) -> Histogram {
     });
     let mut histogram = Histogram::default();
     histogram.set_bucket(buckets.collect());
-    histogram.set_sample_count(counted + times.buckets[BUCKETS - 1]);
+    histogram.set_sample_count(counted + times.counts[BUCKETS - 1]);
     histogram.set_sample_sum(seconds(times.sum_ns));
     histogram
 }
@@ -165,9 +165,9 @@ mod tests {
     #[test]
     fn a_page_is_what_prometheus_reads() {
         let mut page = Page::new();
-        let mut times = StageTimes::default();
-        times.buckets[0] = 2;
-        times.buckets[BUCKETS - 1] = 1;
+        let mut times = Buckets::default();
+        times.counts[0] = 2;
+        times.counts[BUCKETS - 1] = 1;
         times.sum_ns = 70_000_002_000;
         page.counters(
             "ramjet_things_total",

@@ -95,13 +95,12 @@ pub struct Pusher {
 }
 
 impl Pusher {
-    /// Pushes what `node` counts, and has its workers time the stages of tasks from now on.
+    /// Pushes what `node` counts.
     ///
     /// # Errors
     /// What the system says of a new thread.
     pub fn of_node(collector: Collector, node: &Node) -> Result<Self, String> {
         let control = node.control.clone();
-        control.time_stages();
         let write = Box::new(move |page: &mut Page| node::write(&control, page));
         Self::start(collector, "ramjet-node", write)
     }
@@ -352,8 +351,8 @@ fn histogram(histogram: &Histogram) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::latency::{BUCKETS, Buckets};
     use crate::metrics::page::Labels;
-    use crate::worker::counters::{BUCKETS, StageTimes};
 
     #[test]
     fn a_collector_is_named_by_a_url() {
@@ -385,12 +384,8 @@ mod tests {
 
     #[test]
     fn a_page_becomes_what_otlp_says() {
-        let mut times = StageTimes::default();
-        (
-            times.buckets[0],
-            times.buckets[2],
-            times.buckets[BUCKETS - 1],
-        ) = (2, 3, 1);
+        let mut times = Buckets::default();
+        (times.counts[0], times.counts[2], times.counts[BUCKETS - 1]) = (2, 3, 1);
         times.sum_ns = 70_000_002_000;
         let mut page = Page::new();
         page.counters(

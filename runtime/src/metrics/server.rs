@@ -67,13 +67,12 @@ impl Bound {
         bind().map_err(|error: std::io::Error| format!("metrics {address}: {error}"))
     }
 
-    /// Serves what `node` counts, and has its workers time the stages of tasks from now on.
+    /// Serves what `node` counts.
     ///
     /// # Errors
     /// What the system says of a new thread.
     pub fn serve_node(self, node: &Node) -> Result<Server, String> {
         let control = node.control.clone();
-        control.time_stages();
         self.serve(Box::new(move |page| node::write(&control, page)))
     }
 

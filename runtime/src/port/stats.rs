@@ -17,7 +17,7 @@ use hdrhistogram::Histogram;
 
 use super::batcher::ClosedBy;
 use super::wire::Breach;
-use crate::worker::counters::StageTimes;
+use crate::latency::Buckets;
 
 /// The stages of a batch, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +55,7 @@ const MAX_NS: u64 = 600_000_000_000;
 pub(crate) struct SkillStats {
     stages: [Histogram<u64>; STAGES.len()],
     /// The same in coarse buckets, which are quick to copy.
-    times: [StageTimes; STAGES.len()],
+    times: [Buckets; STAGES.len()],
     closed_by: [u64; CLOSED_BY.len()],
     breaches: [u64; Breach::ALL.len()],
     /// Agents attached, and of these ready.
@@ -95,7 +95,7 @@ impl SkillStats {
         let histogram = || Histogram::new_with_bounds(100, MAX_NS, 3).expect("valid bounds");
         SkillStats {
             stages: std::array::from_fn(|_| histogram()),
-            times: [StageTimes::default(); STAGES.len()],
+            times: [Buckets::default(); STAGES.len()],
             closed_by: [0; CLOSED_BY.len()],
             breaches: [0; Breach::ALL.len()],
             agents: 0,
@@ -233,7 +233,7 @@ pub(crate) struct SkillReading {
     /// Breaches of the protocol by reason.
     pub(crate) breaches: Vec<(&'static str, u64)>,
     /// The stages of its batches.
-    pub(crate) stages: Vec<(&'static str, StageTimes)>,
+    pub(crate) stages: Vec<(&'static str, Buckets)>,
     /// The rest as in [`SkillStats`].
     pub(crate) batches: u64,
     pub(crate) batch_tasks: u64,

@@ -6,10 +6,9 @@
 //! - the sum over `dropped_<reason>` = datagrams dropped + frames dropped + sends given up.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ramjet_proto::fault::DropReason;
-use ramjet_proto::labelled_enum;
 
 macro_rules! counters {
     ($($(#[doc = $help:literal])+ $variant:ident => $label:literal,)*) => {
@@ -91,69 +90,11 @@ counters! {
     ReportsDeferred => "reports_deferred",
 }
 
-labelled_enum! {
-    /// A stretch of a task's way whose times are counted in buckets.
-    Stage {
-        /// From the arrival of a task until it runs.
-        Queue => "queue",
-        /// While its handler runs.
-        Handler => "handler",
-        /// As requester: from the first send of a task until its answer is here.
-        RoundTrip => "round_trip",
-    }
-}
-
-/// The shortest bucket of a stage holds up to 2 to this many nanoseconds: 1.024 µs.
-const BUCKET_SHORTEST: u32 = 10;
-/// Buckets of a stage: each holds twice as much time as the one before; the last has no bound.
-pub const BUCKETS: usize = 28;
-
-/// The bound of each bucket but the last, in nanoseconds: up to 68.7 s.
-pub fn bucket_bounds_ns() -> impl Iterator<Item = u64> {
-    (0..BUCKETS - 1).map(|bucket| 1 << (bucket + BUCKET_SHORTEST as usize))
-}
-
-/// How often a stage took how long.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StageTimes {
-    /// How often, for each bucket by itself.
-    pub buckets: [u64; BUCKETS],
-    /// All times together, in nanoseconds.
-    pub sum_ns: u64,
-}
-
-impl StageTimes {
-    /// It took so long once.
-    pub fn count(&mut self, ns: u64) {
-        self.buckets[bucket(ns)] += 1;
-        self.sum_ns += ns;
-    }
-
-    /// Those of another worker are added.
-    pub fn add(&mut self, other: &StageTimes) {
-        for (bucket, count) in self.buckets.iter_mut().zip(other.buckets) {
-            *bucket += count;
-        }
-        self.sum_ns += other.sum_ns;
-    }
-}
-
 /// The counters of one worker.
 #[derive(Debug)]
 pub struct Counters {
     values: Box<[AtomicU64]>,
     drops: Box<[AtomicU64]>,
-    /// For each stage its buckets, then the sum of its times.
-    stages: Box<[AtomicU64]>,
-    /// Whether stages are counted: they cost a task a few nanoseconds.
-    timed: AtomicBool,
-}
-
-const STAGE_CELLS: usize = BUCKETS + 1;
-
-fn bucket(ns: u64) -> usize {
-    let bits = u64::BITS - ns.saturating_sub(1).leading_zeros();
-    (bits.saturating_sub(BUCKET_SHORTEST) as usize).min(BUCKETS - 1)
 }
 
 fn zeros(count: usize) -> Box<[AtomicU64]> {
@@ -174,32 +115,6 @@ impl Counters {
         Counters {
             values: zeros(COUNTERS.len()),
             drops: zeros(DropReason::COUNT),
-            stages: zeros(Stage::COUNT * STAGE_CELLS),
-            timed: AtomicBool::new(false),
-        }
-    }
-
-    /// Counts stages from now on. Anybody may.
-    pub fn time_stages(&self) {
-        self.timed.store(true, Ordering::Relaxed);
-    }
-
-    /// A stage took so long. Only the worker that owns them may.
-    pub fn time(&self, stage: Stage, ns: u64) {
-        if self.timed.load(Ordering::Relaxed) {
-            let cells = &self.stages[stage.index() * STAGE_CELLS..][..STAGE_CELLS];
-            bump(&cells[bucket(ns)], 1);
-            bump(&cells[BUCKETS], ns);
-        }
-    }
-
-    /// The times of a stage so far.
-    pub fn stage(&self, stage: Stage) -> StageTimes {
-        let cells = &self.stages[stage.index() * STAGE_CELLS..][..STAGE_CELLS];
-        let read = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
-        StageTimes {
-            buckets: std::array::from_fn(|bucket| read(&cells[bucket])),
-            sum_ns: read(&cells[BUCKETS]),
         }
     }
 
@@ -261,40 +176,5 @@ impl Counters {
 impl Default for Counters {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_time_lies_in_the_first_bucket_that_holds_it() {
-        let bounds: Vec<u64> = bucket_bounds_ns().collect();
-        assert_eq!((bounds[0], bounds.len()), (1_024, BUCKETS - 1));
-        assert_eq!(bounds[BUCKETS - 2], 1 << 36);
-        for (index, bound) in bounds.iter().enumerate() {
-            assert_eq!((bucket(*bound), bucket(bound + 1)), (index, index + 1));
-        }
-        assert_eq!((bucket(0), bucket(u64::MAX)), (0, BUCKETS - 1));
-    }
-
-    #[test]
-    fn stages_are_counted_once_somebody_wants_them() {
-        let counters = Counters::new();
-        counters.time(Stage::Handler, 5_000);
-        assert_eq!(counters.stage(Stage::Handler), StageTimes::default());
-        counters.time_stages();
-        counters.time(Stage::Handler, 5_000);
-        counters.time(Stage::Handler, 1_000);
-        let times = counters.stage(Stage::Handler);
-        assert_eq!(
-            (times.sum_ns, times.buckets[0], times.buckets[3]),
-            (6_000, 1, 1)
-        );
-        assert_eq!(counters.stage(Stage::Queue), StageTimes::default());
-        let mut sum = times;
-        sum.add(&times);
-        assert_eq!((sum.sum_ns, sum.buckets[3]), (12_000, 2));
     }
 }

@@ -83,8 +83,9 @@ use self::rooms::{Reporter, Rooms};
 use self::streams::StreamRoom;
 pub use self::trains::{Segmentation, Trains};
 use self::turn::Worker;
-use crate::control::vocabulary::{Histograms, Report};
+use crate::control::vocabulary::Report;
 use crate::handler::{Placement, Skill};
+use crate::latency::Histograms;
 
 /// Which system interface moves datagrams.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use ramjet_proto::tunnel::TunnelHandle;
 use ramjet_proto::wire::limits::SLOTS_PER_CHANNEL_MAX;
 
 use super::channels::{End, PendingReceipt, RequestEnd, RequestState, channel};
-use super::counters::{Counter, Stage};
+use super::counters::Counter;
 use super::rooms::{Rooms, sink};
 use super::timers::{PING_EVERY, REPORT_EVERY};
 use crate::control::vocabulary::{ChannelTerms, Report, Side};
@@ -161,7 +161,6 @@ impl Rooms {
         if let Progressed::Answered(round_trip_ns) = progressed {
             self.counters.add(Counter::AnswersReceived, 1);
             self.histograms.round_trip.saturating_record(round_trip_ns);
-            self.counters.time(Stage::RoundTrip, round_trip_ns);
             if !end.first_result_told {
                 end.first_result_told = true;
                 let report = Report::FirstResult {

@@ -30,8 +30,9 @@ use super::paths::Paths;
 use super::pump::Active;
 use super::streams::StreamRoom;
 use super::timers::REPORT_EVERY;
-use crate::control::vocabulary::{Histograms, Report, Side};
+use crate::control::vocabulary::{Report, Side};
 use crate::handler::Skill;
+use crate::latency::Histograms;
 
 /// Reports that wait when control's queue is full. Above it, repeatable ones are dropped.
 const BACKLOG_MAX: usize = 65_536;

@@ -19,7 +19,7 @@ use ramjet_proto::wire::limits::{FRAME_PAYLOAD_MAX, TASK_LEN_MAX};
 use super::boxes::{Ended, Stock, TaskBox};
 use super::channels::{End, ServeEnd, channel};
 use super::clock;
-use super::counters::{Counter, Stage};
+use super::counters::Counter;
 use super::mailbox::Piece;
 use super::pool::run_guarded;
 use super::rooms::{Rooms, sink};
@@ -505,8 +505,6 @@ impl Rooms {
     fn record(&mut self, busy_ns: u64, staged_ns: u64) {
         self.histograms.handler.saturating_record(busy_ns);
         self.histograms.staged.saturating_record(staged_ns);
-        self.counters.time(Stage::Handler, busy_ns);
-        self.counters.time(Stage::Queue, staged_ns);
     }
 
     /// Tasks that run or wait on all channels that we serve.

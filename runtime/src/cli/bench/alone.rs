@@ -14,7 +14,7 @@ use super::super::output::Output;
 use super::Figures;
 use super::open_loop::Load;
 use super::subject::{Spec, Subject, WARM_UP};
-use crate::control::vocabulary::Histograms;
+use crate::latency::Histograms;
 
 /// Runs it as often as there would be pairs; figures are medians over the runs that count.
 pub(super) fn run(

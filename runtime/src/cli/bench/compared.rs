@@ -18,7 +18,7 @@ use super::super::jobs::Loaded;
 use super::super::output::{Output, micros, per_second};
 use super::Figures;
 use super::subject::{Spec, measure};
-use crate::control::vocabulary::Histograms;
+use crate::latency::Histograms;
 
 /// One case over interleaved pairs.
 pub(super) struct Pairs<'a> {

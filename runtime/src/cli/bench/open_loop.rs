@@ -16,7 +16,7 @@ use super::super::exit::Failure;
 use super::super::jobs::{Intervals, OpenLoop, OpenLoopPlan, OpenLooped, Pace, Stages};
 use super::super::output::{micros, per_second};
 use super::subject::{Spec, Subject, WARM_UP};
-use crate::control::vocabulary::Histograms;
+use crate::latency::Histograms;
 use crate::worker::clock;
 
 /// Beyond the run itself: grant, tunnel, answers that are still out, settlement.

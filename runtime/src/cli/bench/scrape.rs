@@ -1,7 +1,7 @@
 //! Metrics that are served and read while nodes are measured.
 //!
 //! Each node serves its page as with `--metrics`, and one thread fetches all of them every
-//! [`PAUSE`], some sixty times as often as Prometheus does by default. A page that does not come, or
+//! [`PAUSE`], sixty times as often as Prometheus does by default. A page that does not come, or
 //! that lacks the workers, fails the run: it would not show what metrics cost.
 
 use std::io::{self, Read, Write};
@@ -16,11 +16,14 @@ use crate::metrics::server::{Bound, PATH, Server};
 use crate::node::Node;
 
 /// Between two fetches.
-const PAUSE: Duration = Duration::from_millis(250);
+const PAUSE: Duration = Duration::from_secs(1);
 /// How long one fetch may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// What is on the page of a node whose workers run.
-const ON_EVERY_PAGE: &str = "ramjet_worker_tasks_run_total{";
+const ON_EVERY_PAGE: [&str; 2] = [
+    "ramjet_worker_tasks_run_total{",
+    "ramjet_task_stage_seconds_bucket{",
+];
 
 /// Pages that are read until it is stopped.
 pub(super) struct Scraping {
@@ -62,8 +65,9 @@ fn scrape(addresses: &[SocketAddr], stopped: &Receiver<()>) -> Result<(), String
     loop {
         for address in addresses {
             let page = fetch(*address).map_err(|error| format!("{address}: {error}"))?;
-            if !page.starts_with("HTTP/1.1 200 ") || !page.contains(ON_EVERY_PAGE) {
-                return Err(format!("{address} has no page with {ON_EVERY_PAGE}"));
+            let missing = ON_EVERY_PAGE.iter().find(|series| !page.contains(**series));
+            if !page.starts_with("HTTP/1.1 200 ") || missing.is_some() {
+                return Err(format!("{address} has no page with {ON_EVERY_PAGE:?}"));
             }
         }
         match stopped.recv_timeout(PAUSE) {

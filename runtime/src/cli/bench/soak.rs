@@ -21,7 +21,7 @@ use super::logs::{self, IntervalLog};
 use super::open_loop::Load;
 use super::subject::{Spec, Subject, WARM_UP};
 use super::target::Target;
-use crate::control::vocabulary::Histograms;
+use crate::latency::Histograms;
 
 pub(super) fn run(
     args: &BenchSoakArgs,

@@ -26,7 +26,7 @@ const CIPHER_WINDOW_MIN: usize = 16;
 const CIPHER_WINDOW_MAX: usize = 1_024;
 
 /// The case with metrics.
-const SCRAPED: &str = "tasks (metrics of both nodes scraped 4 times a second)";
+const SCRAPED: &str = "tasks (metrics of both nodes scraped every second)";
 
 pub(super) fn run(
     args: &BenchTasksArgs,
@@ -68,7 +68,7 @@ fn held_to(
         }
         TasksControl::Plain => "GSO echo over io_uring, no protocol, no cipher, a datagram a task",
         TasksControl::Mmsg => "the same tasks over the mmsg backend",
-        TasksControl::Metrics => "the same tasks, no metrics served and no stages timed",
+        TasksControl::Metrics => "the same tasks, no metrics served",
     };
     let measured = Spec {
         scraped: matches!(control, TasksControl::Metrics),

@@ -67,7 +67,7 @@ impl Default for Measured {
             refused: BTreeMap::new(),
             repeated: 0,
             busy_ns: 0,
-            round_trip: crate::control::vocabulary::Histograms::new().round_trip,
+            round_trip: crate::latency::Histograms::new().round_trip,
             first_fault: None,
         }
     }

@@ -26,8 +26,8 @@ use ramjet_bench::schedule::Schedule;
 use ramjet_proto::time::Time;
 
 use super::Measured;
-use crate::control::vocabulary::Histograms;
 use crate::job::{Answer, Job, Next, Timing, Verdict};
+use crate::latency::Histograms;
 
 /// Tasks or answers between two looks at the clock within a turn.
 const READ_EVERY: u32 = 4;
