@@ -30,6 +30,7 @@
 pub mod arena;
 pub mod boxes;
 pub mod channels;
+pub mod clock;
 pub mod counters;
 mod deadlines;
 mod forward;
@@ -73,6 +74,7 @@ pub use self::arena::Pages;
 use self::arena::{ReceiveArena, SendArena};
 use self::boxes::{Boxes, POOL_BOXES, TaskBox};
 use self::channels::Channels;
+use self::clock::Stopwatch;
 use self::counters::{Counter, Counters};
 use self::io::Io;
 use self::mailbox::Inbox;
@@ -281,6 +283,7 @@ fn run(
         .iter()
         .any(|skill| skill.handler.placement() == Placement::Pool);
     let pool_boxes = if uses_pool { POOL_BOXES } else { 0 };
+    let mut clock = Stopwatch::new();
     let rooms = Rooms {
         channels: Channels::new(plan.tunnels_max),
         outbox: Outbox::new(plan.tunnels_max, plan.datagram_len_max),
@@ -306,7 +309,8 @@ fn run(
         job_waker: std::task::Waker::from(Arc::clone(&inbox)),
         outstanding: 0,
         frame_len: 0,
-        at: clock::now(),
+        at: clock.read(),
+        clock,
         unread: 0,
     };
     let tunnels = Tunnels::new(TunnelConfig {
@@ -387,29 +391,4 @@ pub fn pin(core: usize) -> std::io::Result<()> {
     set.set(core);
     rustix::thread::sched_setaffinity(None, &set)?;
     Ok(())
-}
-
-/// The clock that every worker of this process reads: nanoseconds of the host's monotonic clock.
-pub mod clock {
-    use std::time::{SystemTime, UNIX_EPOCH};
-
-    use ramjet_proto::time::Time;
-    use rustix::time::{ClockId, clock_gettime};
-
-    /// Now, on the monotonic clock: read once a task, so without the arithmetic of
-    /// [`std::time::Instant`] that would double its cost.
-    #[inline]
-    pub fn now() -> Time {
-        let read = clock_gettime(ClockId::Monotonic);
-        // The monotonic clock counts up from boot, and 584 years fit.
-        Time::from_nanos(read.tv_sec.unsigned_abs() * 1_000_000_000 + read.tv_nsec.unsigned_abs())
-    }
-
-    /// Milliseconds since the Unix epoch, on the wall clock: for grants and the market only.
-    pub fn unix_ms() -> u64 {
-        let elapsed = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
-    }
 }

@@ -22,7 +22,7 @@ use ramjet_proto::wire::limits::FRAME_HEADER_LEN;
 use super::arena::SendArena;
 use super::boxes::{Boxes, TaskBox};
 use super::channels::{Channels, End, ServeEnd};
-use super::clock;
+use super::clock::Stopwatch;
 use super::counters::{Counter, Counters};
 use super::mailbox::ReportSender;
 use super::outbox::{Outbox, Packing, TunnelSink};
@@ -155,6 +155,8 @@ pub struct Rooms {
     /// The clock as it was last read: when a batch begins, every [`CLOCK_EVERY_LEN`] bytes of it, and
     /// when an inline task ends, which is when the next starts.
     pub at: Time,
+    /// What it is read with.
+    pub clock: Stopwatch,
     /// Bytes opened since.
     pub unread: usize,
 }
@@ -173,7 +175,7 @@ pub fn sink<'a>(
 impl Rooms {
     /// Reads the clock.
     pub fn read_clock(&mut self) {
-        self.at = clock::now();
+        self.at = self.clock.read();
         self.unread = 0;
     }
 

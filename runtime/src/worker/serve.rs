@@ -297,7 +297,7 @@ impl Rooms {
             None => (&mut self.scratch[..result_len_max], false),
         };
         let outcome = run_guarded(handler.as_ref(), frame.payload, space);
-        self.at = clock::now();
+        self.at = self.clock.glance();
         self.unread = 0;
         let busy_ns = self.at.nanos_since(started);
         let (answered, len) = split(outcome);
@@ -388,7 +388,7 @@ impl Rooms {
         let arrived = admitted.arrived();
         let mut result = slots.space_for_long(result_len_max);
         let outcome = run_guarded(handler.as_ref(), payload.bytes(), &mut result);
-        self.at = clock::now();
+        self.at = self.clock.read();
         self.unread = 0;
         let busy_ns = self.at.nanos_since(started);
         let (answered, len) = split(outcome);

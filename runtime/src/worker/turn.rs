@@ -81,15 +81,14 @@ impl<B: Io> Worker<B> {
     pub(super) fn run(&mut self) -> std::io::Result<()> {
         let (mut worked, mut began) = (true, clock::now());
         while !self.stop {
-            let now = clock::now();
+            self.rooms.read_clock();
+            let now = self.rooms.at;
             if worked {
                 let busy_ns = now.nanos_since(began);
                 self.rooms.counters.add(Counter::BusyNs, busy_ns);
             }
             let rested = !worked;
             began = now;
-            self.rooms.at = now;
-            self.rooms.unread = 0;
             worked = self.harvest();
             self.walk(now);
             worked |= self.read_mail(now);
