@@ -18,7 +18,6 @@ use crossbeam::channel::Receiver;
 use ramjet_proto::driver::Reply;
 use ramjet_proto::ids::OfferId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -30,6 +29,7 @@ use super::local_job::{
     LocalAnswer, LocalEnds, LocalOutcome, LocalTask, Verdicts, WINDOW_MAX, channel_job,
 };
 pub(crate) use super::local_listener::{LocalListener, bind};
+use super::local_stream::{self, Reader, Writer};
 use super::local_wire::{
     AnswerStatus, KIND_JSON, KIND_PIECE, KIND_TASK, KIND_TASK_DEADLINE, KIND_VERDICT, LocalReply,
     LocalRequest, LocalSubmit, append_answer, append_frame, append_json, frame_len, read_task,
@@ -135,7 +135,7 @@ async fn refuse(mut stream: UnixStream, error: String) -> io::Result<()> {
 /// Tells by the first frame which of the two protocols a client speaks: ours begins with JSON, and
 /// no driver command has its kind.
 async fn welcome(stream: UnixStream, handle: ControlHandle, driver: &Driver) -> io::Result<()> {
-    let (reader, writer) = stream.into_split();
+    let (reader, writer) = local_stream::split(stream)?;
     let reader = BufReader::with_capacity(64 << 10, reader);
     let mut entrance = Entrance { reader, writer };
     let Some(first) = entrance.first(driver).await? else {
@@ -151,8 +151,8 @@ async fn welcome(stream: UnixStream, handle: ControlHandle, driver: &Driver) -> 
 }
 
 async fn converse(
-    mut reader: BufReader<OwnedReadHalf>,
-    mut writer: OwnedWriteHalf,
+    mut reader: BufReader<Reader>,
+    mut writer: Writer,
     handle: ControlHandle,
     first: Vec<u8>,
 ) -> io::Result<()> {
@@ -251,8 +251,8 @@ enum TokenState {
 }
 
 async fn engage(
-    reader: BufReader<OwnedReadHalf>,
-    mut writer: OwnedWriteHalf,
+    reader: BufReader<Reader>,
+    mut writer: Writer,
     handle: ControlHandle,
     submit: LocalSubmit,
 ) -> io::Result<()> {
@@ -358,7 +358,7 @@ struct Inward {
 
 impl Inward {
     /// Runs until the client breaks the protocol, cancels or leaves: why, as an error.
-    async fn run(self, mut reader: BufReader<OwnedReadHalf>) -> io::Error {
+    async fn run(self, mut reader: BufReader<Reader>) -> io::Error {
         let fault = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
         let mut tasks = Some(self.tasks);
         loop {
@@ -427,7 +427,7 @@ impl Inward {
 
 /// To the client: answers and events.
 struct Outward {
-    writer: OwnedWriteHalf,
+    writer: Writer,
     out: Vec<u8>,
     tokens: Tokens,
     verdicts: Arc<Verdicts>,
@@ -534,7 +534,7 @@ impl Outward {
 }
 
 /// Reads one frame; `None` if the client closed between frames.
-async fn read_frame(reader: &mut BufReader<OwnedReadHalf>) -> io::Result<Option<(u8, Vec<u8>)>> {
+async fn read_frame(reader: &mut BufReader<Reader>) -> io::Result<Option<(u8, Vec<u8>)>> {
     let mut prefix = [0; 4];
     match reader.read_exact(&mut prefix).await {
         Ok(_) => {}
@@ -547,7 +547,7 @@ async fn read_frame(reader: &mut BufReader<OwnedReadHalf>) -> io::Result<Option<
 }
 
 /// Reads what follows a frame's length and kind.
-async fn read_body(reader: &mut BufReader<OwnedReadHalf>, prefix: [u8; 4]) -> io::Result<Vec<u8>> {
+async fn read_body(reader: &mut BufReader<Reader>, prefix: [u8; 4]) -> io::Result<Vec<u8>> {
     let mut body = vec![0; frame_len(prefix)? - 1];
     reader.read_exact(&mut body).await?;
     Ok(body)

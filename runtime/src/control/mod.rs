@@ -39,6 +39,7 @@ mod local;
 pub mod local_client;
 mod local_job;
 mod local_listener;
+mod local_stream;
 mod local_wire;
 pub mod member;
 mod observe;

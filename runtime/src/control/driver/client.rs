@@ -22,14 +22,14 @@ use bytes::Bytes;
 use ramjet_proto::addr::{Address, SocketAddress};
 use ramjet_proto::driver::{self, Command, MarketCommand, Reply};
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, BufReader, Interest};
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncReadExt, BufReader};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::market::Market;
 use super::outbox::{Outbox, WriteEnd};
 use super::{Driver, Hub};
+use crate::control::local_stream::{Reader, Writer};
 use crate::control::ports::Datagram;
 
 /// Commands of one client that are under way at a time.
@@ -44,8 +44,8 @@ pub(crate) type FirstFrame = [u8; 5];
 
 /// A connection whose protocol is not known yet.
 pub(crate) struct Entrance {
-    pub(crate) reader: BufReader<OwnedReadHalf>,
-    pub(crate) writer: OwnedWriteHalf,
+    pub(crate) reader: BufReader<Reader>,
+    pub(crate) writer: Writer,
 }
 
 impl Entrance {
@@ -157,8 +157,8 @@ impl Driver {
         } = entrance;
         let hub = &self.hub;
         let number = hub.number_client();
-        let pid = writer.as_ref().peer_cred().ok().and_then(|c| c.pid());
-        let who = format!("client {number}, process {}", pid.unwrap_or(0));
+        let pid = writer.peer_pid().unwrap_or(0);
+        let who = format!("client {number}, process {pid}");
         hub.count("driver_clients");
         let client = Rc::new(Client {
             number,
@@ -197,7 +197,7 @@ impl Client {
     /// Reads and acts until the client leaves; what it got wrong, if nothing after it can be read.
     async fn read(
         self: &Rc<Self>,
-        reader: &mut BufReader<OwnedReadHalf>,
+        reader: &mut BufReader<Reader>,
         first: FirstFrame,
     ) -> Option<String> {
         let mut head = first;
@@ -222,7 +222,7 @@ impl Client {
     /// Waits for `what`, but not for ever once the client has left. `None` if it has.
     async fn patiently<T>(
         &self,
-        reader: &BufReader<OwnedReadHalf>,
+        reader: &BufReader<Reader>,
         what: impl Future<Output = T>,
     ) -> Option<T> {
         tokio::pin!(what);
@@ -232,8 +232,7 @@ impl Client {
                 biased;
                 done = &mut what => return Some(done),
                 () = tokio::time::sleep(LOOK) => {
-                    let left = reader.get_ref().ready(Interest::READABLE).await;
-                    let left = left.is_ok_and(|ready| ready.is_read_closed());
+                    let left = reader.get_ref().is_at_end().await;
                     looks = if left { looks + 1 } else { 0 };
                     if LOOK * looks >= self.hub.timings().client_linger {
                         self.hub.count("driver_clients_left_unsent");
@@ -245,7 +244,7 @@ impl Client {
     }
 
     /// Acts on one frame; `None` if the client left while it had to wait.
-    async fn take(self: &Rc<Self>, frame: Bytes, reader: &BufReader<OwnedReadHalf>) -> Option<()> {
+    async fn take(self: &Rc<Self>, frame: Bytes, reader: &BufReader<Reader>) -> Option<()> {
         let code = frame.first().copied().unwrap_or_default();
         let command = match Command::parse(&frame) {
             Ok(command) => command,

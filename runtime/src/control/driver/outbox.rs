@@ -8,9 +8,9 @@
 use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
+use crate::control::local_stream::Writer;
 use ramjet_proto::driver::Reply;
 use tokio::io::AsyncWriteExt;
-use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::Notify;
 
 /// Bytes for a client above which nothing more is brought but replies.
@@ -80,7 +80,7 @@ impl Outbox {
     }
 
     /// Writes what comes, until the client cannot be written to.
-    pub(super) async fn run(&self, writer: &mut OwnedWriteHalf) -> WriteEnd {
+    pub(super) async fn run(&self, writer: &mut Writer) -> WriteEnd {
         let mut batch = Vec::new();
         loop {
             batch.clear();
