@@ -4,8 +4,10 @@ Absent: anything that knows a process or a case.
 """
 
 import os
+import random
 import select
 import socket
+import threading
 import time
 
 CALL_LIMIT_S = 40
@@ -55,11 +57,23 @@ def closed_environment(home):
             "HTTPS_PROXY": nowhere, "ALL_PROXY": nowhere, "NO_PROXY": "127.0.0.1,localhost"}
 
 
+# Below what the kernel gives to whoever asks for any port (`ip_local_port_range` begins at 32,768 by default): a port
+# told to a program that has yet to start is taken by nobody in between.
+_ports = iter(range(random.randrange(10_000, 20_000), 32_000))
+_ports_lock = threading.Lock()
+
+
 def free_port(kind=socket.SOCK_DGRAM):
-    """A port that nobody has now: for programs that must be told one before they start."""
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody has and that is told once in a run: for programs that must be told one before they start."""
+    with _ports_lock:
+        for port in _ports:
+            with socket.socket(socket.AF_INET, kind) as probe:
+                try:
+                    probe.bind(("127.0.0.1", port))
+                    return port
+                except OSError:
+                    continue
+    raise Failed("no port below 32,000 is left")
 
 
 def exactly(stream, count):
