@@ -5,6 +5,7 @@
 //! client, on the core where the client has just begun to run. So writing is watched only while something waits
 //! to be written.
 
+use std::future::poll_fn;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -52,10 +53,17 @@ fn watch(stream: Arc<UnixStream>, interest: Interest) -> io::Result<AsyncFd<Arc<
 }
 
 impl Reader {
-    /// Waits until there is something to read; whether it is the end.
+    /// Whether the client will say nothing more, as far as is known now: what it said before may
+    /// still wait to be read.
     pub(crate) async fn is_at_end(&self) -> bool {
-        let readable = self.stream.readable().await;
-        readable.is_ok_and(|guard| guard.ready().is_read_closed())
+        // One look: whoever asks has something else to wait for.
+        poll_fn(|cx| {
+            let Poll::Ready(readable) = self.stream.poll_read_ready(cx) else {
+                return Poll::Ready(false);
+            };
+            Poll::Ready(readable.is_ok_and(|guard| guard.ready().is_read_closed()))
+        })
+        .await
     }
 }
 
@@ -101,19 +109,15 @@ impl AsyncWrite for Writer {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let mut waited = false;
         loop {
             match (&*self.stream).write(buf) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 done => {
-                    if !waited {
-                        self.blocked = None;
-                    }
+                    self.blocked = None;
                     return Poll::Ready(done);
                 }
             }
-            waited = true;
             if self.blocked.is_none() {
                 let stream = Arc::new(self.stream.try_clone()?);
                 self.blocked = Some(watch(stream, Interest::WRITABLE)?);
@@ -193,6 +197,18 @@ mod tests {
     }
 
     #[test]
+    fn a_client_that_says_nothing_is_not_waited_for() {
+        run(async {
+            let (ours, theirs) = tokio::net::UnixStream::pair().expect("a pair");
+            let (mut reader, _writer) = split(ours).expect("two halves");
+            assert!(!reader.is_at_end().await);
+            theirs.try_write(b"word").expect("written");
+            assert_eq!(reader.read(&mut [0; 64]).await.expect("a word"), 4);
+            assert!(!reader.is_at_end().await);
+        });
+    }
+
+    #[test]
     fn what_was_said_before_the_end_is_read_before_it() {
         run(async {
             let (ours, theirs) = UnixStream::pair().expect("a pair");
@@ -201,7 +217,9 @@ mod tests {
             drop(theirs);
             let ours = tokio::net::UnixStream::from_std(ours).expect("a stream");
             let (mut reader, mut writer) = split(ours).expect("two halves");
-            assert!(reader.is_at_end().await);
+            while !reader.is_at_end().await {
+                tokio::task::yield_now().await;
+            }
             let mut read = [0; 64];
             assert_eq!(reader.read(&mut read).await.expect("words"), 10);
             assert_eq!(reader.read(&mut read).await.expect("the end"), 0);

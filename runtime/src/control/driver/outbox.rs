@@ -8,10 +8,11 @@
 use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
-use crate::control::local_stream::Writer;
 use ramjet_proto::driver::Reply;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Notify;
+
+use crate::control::local_stream::Writer;
 
 /// Bytes for a client above which nothing more is brought but replies.
 pub(super) const OUTBOX_MAX: usize = 2 << 20;
