@@ -67,7 +67,17 @@ impl FromStr for Collector {
         let host = host.ok_or_else(|| format!("the host is missing; {FORM}"))?;
         // An address of IPv6 stands in brackets in a URL, and without them where names are resolved.
         let host = host.trim_matches(['[', ']']).to_owned();
-        let port = uri.port_u16().unwrap_or(4_318);
+        let authority = uri.authority().map_or("", |authority| authority.as_str());
+        if authority.contains('@') {
+            return Err("names and passwords are not sent; leave out what stands before @".into());
+        }
+        let port = match authority.rsplit_once(':') {
+            // A colon within brackets is one of IPv6.
+            Some((_, port)) if !port.contains(']') => port.parse().map_err(|_| {
+                format!("{port:?} is no port: a number up to 65535 is, or nothing for 4318")
+            })?,
+            _ => 4_318,
+        };
         let uri = if matches!(uri.path(), "" | "/") && uri.query().is_none() {
             Uri::from_static("/v1/metrics")
         } else {
@@ -80,9 +90,16 @@ impl FromStr for Collector {
 
 impl fmt::Display for Collector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}{}", self.authority(), self.uri)
+    }
+}
+
+impl Collector {
+    /// Host and port as a URL and `Host` have them: an address of IPv6 in brackets.
+    fn authority(&self) -> String {
         match self.host.contains(':') {
-            true => write!(f, "http://[{}]:{}{}", self.host, self.port, self.uri),
-            false => write!(f, "http://{}:{}{}", self.host, self.port, self.uri),
+            true => format!("[{}]:{}", self.host, self.port),
+            false => format!("{}:{}", self.host, self.port),
         }
     }
 }
@@ -198,7 +215,7 @@ async fn push(collector: &Collector, body: String) -> Result<(), String> {
         .await
         .map_err(|error| error.to_string())?;
     let request = Request::post(collector.uri.clone())
-        .header(HOST, format!("{}:{}", collector.host, collector.port))
+        .header(HOST, collector.authority())
         .header(CONTENT_TYPE, "application/json")
         .body(Full::<Bytes>::from(body))
         .map_err(|error| error.to_string())?;
@@ -375,6 +392,8 @@ mod tests {
             ("https://collector:4318", "only http:// is spoken"),
             ("127.0.0.1:4318", "http://HOST:PORT/v1/metrics"),
             ("/v1/metrics", "the scheme is missing"),
+            ("http://a:99999/v1/metrics", "\"99999\" is no port"),
+            ("http://me:secret@a:1/", "not sent"),
             ("", "http://HOST:PORT/v1/metrics"),
         ] {
             let refusal = text.parse::<Collector>().expect_err(text);
