@@ -47,7 +47,7 @@ impl Buckets {
     }
 }
 
-/// Latencies of one worker, in nanoseconds, three significant digits, 1 ns to 60 s.
+/// Latencies of one worker, in nanoseconds, three significant digits, 1 ns to 10 minutes.
 #[derive(Clone, Debug)]
 pub struct Histograms {
     /// Requester: from a task's first send to its answer.
@@ -59,8 +59,9 @@ pub struct Histograms {
 }
 
 impl Histograms {
-    /// Longest latency that is told apart: 60 s; what is longer counts as 60 s.
-    pub const MAX_NS: u64 = 60_000_000_000;
+    /// Longest latency that is told apart, beyond the last bound of the buckets; what is longer
+    /// counts as this.
+    pub const MAX_NS: u64 = 600_000_000_000;
 
     /// Empty ones.
     pub fn new() -> Self {
@@ -72,7 +73,7 @@ impl Histograms {
         }
     }
 
-    /// Forgets what was recorded. What holds nothing is left alone: it is 0.2 MB each.
+    /// Forgets what was recorded. What holds nothing is left alone: each is a quarter of a megabyte.
     pub fn reset(&mut self) {
         for histogram in [&mut self.round_trip, &mut self.handler, &mut self.staged] {
             if !histogram.is_empty() {
@@ -152,6 +153,10 @@ mod tests {
                 expected.count(ns);
             }
         }
+        // The longest of all lies beyond every bound.
+        histogram.saturating_record(u64::MAX);
+        expected.count(Histograms::MAX_NS);
+        assert_eq!(expected.counts[BUCKETS - 1], 1);
         let mut told = Buckets::default();
         told.add(&histogram);
         assert_eq!(told.counts, expected.counts);

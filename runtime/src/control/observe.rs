@@ -31,9 +31,9 @@ pub(crate) enum Look {
 /// The collection of histograms.
 pub(crate) struct Observer {
     total: Histograms,
-    /// The same, kept apart since whoever monitors asks often, and a copy of all is 0.65 MB.
+    /// The same, kept apart since whoever monitors asks often, and a copy of all is 0.75 MB.
     buckets: LatencyBuckets,
-    /// Emptied ones, to be lent to workers again: 0.65 MB each.
+    /// Emptied ones, to be lent to workers again: 0.75 MB each.
     #[expect(clippy::vec_box, reason = "the boxes travel in commands and reports")]
     spare: Vec<Box<Histograms>>,
     workers: usize,

@@ -12,9 +12,9 @@
 //! | [`push`] | one thread that sends the same families to a collector of OpenTelemetry |
 //!
 //! Invariants:
-//! - A page is made of counters that one thread writes and anybody may read, and of one answer of
-//!   the control thread: no worker is asked for anything and none waits. The engine of a skill waits
-//!   at most while its counters are copied.
+//! - A page is made of counters that one thread writes and anybody may read, and of two answers of
+//!   the control thread. For one of them a worker swaps its histograms, between two turns; none waits.
+//!   The engine of a skill waits at most while its counters are copied.
 //! - Names begin with `ramjet_`, or with `process_` where every exporter has the same; units are
 //!   base units; what only grows ends in `_total`.
 //! - Labels are bounded: worker, stage, reason, outcome, event, side, and the skills that agents run.
