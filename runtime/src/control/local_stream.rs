@@ -18,7 +18,11 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
 /// What the client says.
 pub(crate) struct Reader {
-    stream: AsyncFd<Arc<UnixStream>>,
+    stream: Arc<UnixStream>,
+    /// Watched, unless somebody else reads.
+    watched: Option<AsyncFd<Arc<UnixStream>>>,
+    /// What somebody else read, and did not use.
+    ahead: Vec<u8>,
 }
 
 /// What the client is told; dropping it ends that direction.
@@ -35,7 +39,9 @@ pub(crate) struct Writer {
 pub(crate) fn split(stream: tokio::net::UnixStream) -> io::Result<(Reader, Writer)> {
     let stream = Arc::new(stream.into_std()?);
     let reader = Reader {
-        stream: watch(Arc::clone(&stream), Interest::READABLE)?,
+        watched: Some(watch(Arc::clone(&stream), Interest::READABLE)?),
+        stream: Arc::clone(&stream),
+        ahead: Vec::new(),
     };
     let writer = Writer {
         stream,
@@ -56,9 +62,12 @@ impl Reader {
     /// Whether the client will say nothing more, as far as is known now: what it said before may
     /// still wait to be read.
     pub(crate) async fn is_at_end(&self) -> bool {
+        let Some(watched) = self.watched.as_ref().filter(|_| self.ahead.is_empty()) else {
+            return false;
+        };
         // One look: whoever asks has something else to wait for.
         poll_fn(|cx| {
-            let Poll::Ready(readable) = self.stream.poll_read_ready(cx) else {
+            let Poll::Ready(readable) = watched.poll_read_ready(cx) else {
                 return Poll::Ready(false);
             };
             Poll::Ready(readable.is_ok_and(|guard| guard.ready().is_read_closed()))
@@ -67,14 +76,41 @@ impl Reader {
     }
 }
 
+impl Reader {
+    /// The stream, for somebody else to read and write. Nothing of it is watched here until this half
+    /// is read again: a word of the client's wakes whoever has it, and nobody else.
+    pub(crate) fn lend(&mut self) -> Arc<UnixStream> {
+        self.watched = None;
+        Arc::clone(&self.stream)
+    }
+
+    /// Takes what somebody else read and did not use: it is read next.
+    pub(crate) fn put_back(&mut self, bytes: Vec<u8>) {
+        debug_assert!(self.ahead.is_empty(), "lent with words unread");
+        self.ahead = bytes;
+    }
+}
+
 impl AsyncRead for Reader {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.ahead.is_empty() {
+            let len = self.ahead.len().min(buf.remaining());
+            buf.put_slice(&self.ahead[..len]);
+            self.ahead.drain(..len);
+            return Poll::Ready(Ok(()));
+        }
+        if self.watched.is_none() {
+            self.watched = Some(watch(Arc::clone(&self.stream), Interest::READABLE)?);
+        }
+        let Some(watched) = &self.watched else {
+            return Poll::Pending;
+        };
         loop {
-            let mut guard = ready!(self.stream.poll_read_ready(cx))?;
+            let mut guard = ready!(watched.poll_read_ready(cx))?;
             let space = buf.initialize_unfilled();
             let len = space.len();
             match guard.try_io(|stream| (&**stream.get_ref()).read(space)) {

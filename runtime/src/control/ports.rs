@@ -26,7 +26,7 @@ use tokio::sync::{Notify, oneshot};
 
 pub(crate) use self::errors::{BindError, DialError, SendError, StreamError};
 use self::stream::StreamState;
-pub(crate) use self::stream::{ReadHalf, Stream, WriteHalf};
+pub(crate) use self::stream::{Lender, ReadHalf, Stream, WriteHalf};
 use super::vocabulary::{Command, DatagramFault, DialFault, StreamCommand, StreamId};
 pub(crate) use super::vocabulary::{ConnectionRow, PeerRow, Reach};
 use crate::worker::mailbox::Mailbox;

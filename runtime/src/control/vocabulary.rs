@@ -15,8 +15,8 @@ use ramjet_proto::market::RECEIPT_LEN;
 pub use ramjet_proto::engagement::Totals;
 pub use ramjet_proto::frame::kind::CloseReason;
 pub use streams::{
-    ConnectionRow, DatagramFault, DialFault, PeerRow, Reach, StreamCommand, StreamEnd, StreamId,
-    StreamReport,
+    ConnectionRow, DatagramFault, DialFault, Line, LineRest, PeerRow, Reach, StreamCommand,
+    StreamEnd, StreamId, StreamReport,
 };
 
 use crate::job::Job;

@@ -76,6 +76,10 @@ counters! {
     StreamBytesReceived => "stream_bytes_received",
     /// Bytes of streams that left for the first time.
     StreamBytesSent => "stream_bytes_sent",
+    /// Times that the worker was lent the socket of a local client that speaks on one stream.
+    LinesLent => "lines_lent",
+    /// Frames that it exchanged with such clients; counted when the socket goes back.
+    LineFrames => "line_frames",
     /// Times the worker slept.
     Parks => "parks",
     /// Times the kernel found no receive buffer.

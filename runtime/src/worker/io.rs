@@ -9,6 +9,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use ramjet_proto::wire::limits::DATAGRAM_LEN_MAX;
@@ -98,6 +99,20 @@ pub trait Io {
     /// Whether something may have arrived: cheap, makes no system call, and may be wrong in saying
     /// yes. A spinning worker asks this before it walks the rooms again.
     fn is_ready(&mut self) -> bool;
+
+    /// Tells once, by [`Self::next_readable`], that a socket can be read, under the number that it is
+    /// given here; whether this backend can do that. It may tell so when nothing can be read.
+    fn watch(&mut self, _socket: BorrowedFd<'_>, _number: u32) -> bool {
+        false
+    }
+
+    /// Forgets a socket that is watched.
+    fn unwatch(&mut self, _number: u32) {}
+
+    /// A socket that can be read, by its number.
+    fn next_readable(&mut self) -> Option<u32> {
+        None
+    }
 
     /// Lets the kernel work on what was queued; waits up to `wait` for something to happen, or not
     /// at all if it is `None`. A wake-up through the waker's event ends the wait.

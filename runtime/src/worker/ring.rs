@@ -2,7 +2,8 @@
 //!
 //! One ring with one socket: receives fill buffers from a provided-buffer ring, sends are queued and
 //! leave with the turn's one `io_uring_enter`, and a multishot poll on the waker's eventfd ends a
-//! wait. Only these operations are ever written: receive, send, poll.
+//! wait; so do one-shot polls on sockets of local clients. Only these operations are ever written:
+//! receive, send, poll, and the removal of a poll.
 //!
 //! | the worker | receives by | because |
 //! |---|---|---|
@@ -45,6 +46,8 @@ const TOKEN_RECEIVE: u64 = 1 << 32;
 const TOKEN_WAKE: u64 = 2 << 32;
 const TOKEN_SEND: u64 = 3 << 32;
 const TOKEN_ASK: u64 = 4 << 32;
+const TOKEN_LINE: u64 = 5 << 32;
+const TOKEN_UNWATCH: u64 = 6 << 32;
 
 /// Most receives in one enter of a worker that never sleeps.
 const ASKS_MAX: u16 = 8;
@@ -102,6 +105,8 @@ pub struct Ring {
     send_headers: Box<[SendHeader]>,
     receive_armed: bool,
     wake_armed: bool,
+    /// Watched sockets that can be read.
+    readable: Vec<u32>,
     /// Sends are queued, or a request is to be armed: the next enter has something to submit.
     queued: bool,
     segmentation: bool,
@@ -180,6 +185,7 @@ impl Ring {
             send_headers,
             receive_armed: false,
             wake_armed: false,
+            readable: Vec::new(),
             queued: false,
             segmentation,
             events: Events::default(),
@@ -328,6 +334,11 @@ impl Ring {
     }
 }
 
+/// What a token holds beside its kind.
+fn number(completion: &cqueue::Entry) -> u32 {
+    u32::try_from(completion.user_data() & 0xFFFF_FFFF).expect("masked")
+}
+
 impl Io for Ring {
     fn label(&self) -> &'static str {
         "io_uring"
@@ -356,7 +367,12 @@ impl Io for Ring {
                 TOKEN_RECEIVE => self.received(receive, &completion, batch),
                 TOKEN_SEND => self.sent(send, &completion),
                 TOKEN_ASK => self.brought(receive, &completion, batch),
-                _ => self.wake_armed &= cqueue::more(completion.flags()),
+                TOKEN_WAKE => self.wake_armed &= cqueue::more(completion.flags()),
+                TOKEN_LINE if completion.result() >= 0 => {
+                    self.readable.push(number(&completion));
+                }
+                // A poll that was removed, and its removal.
+                _ => {}
             }
         }
         if self.events.out_of_buffers > 0 {
@@ -389,6 +405,26 @@ impl Io for Ring {
             opcode::SendMsg::new(SOCKET, message).build()
         };
         self.push(&entry.user_data(TOKEN_SEND | u64::from(outgoing.train)));
+    }
+
+    fn watch(&mut self, socket: BorrowedFd<'_>, number: u32) -> bool {
+        let events = u32::try_from(libc::POLLIN).expect("a small constant");
+        let entry = opcode::PollAdd::new(io_uring::types::Fd(socket.as_raw_fd()), events)
+            .build()
+            .user_data(TOKEN_LINE | u64::from(number));
+        self.push(&entry);
+        true
+    }
+
+    fn unwatch(&mut self, number: u32) {
+        let entry = opcode::PollRemove::new(TOKEN_LINE | u64::from(number))
+            .build()
+            .user_data(TOKEN_UNWATCH);
+        self.push(&entry);
+    }
+
+    fn next_readable(&mut self) -> Option<u32> {
+        self.readable.pop()
     }
 
     fn is_ready(&mut self) -> bool {

@@ -10,11 +10,13 @@
 //! | `arrive` | packets: who may, to whom, which session; datagrams |
 //! | `speak` | what sessions send, what control is told |
 //! | `obey` | what control asks |
+//! | `lines` | local clients that speak with their stream's worker themselves |
 //!
 //! The echo of port 7 is answered here, inside the worker. Absent: what streams are for; other ports
 //! are served on the control thread.
 
 mod arrive;
+mod lines;
 mod obey;
 mod replies;
 mod speak;
@@ -29,6 +31,7 @@ use ramjet_proto::stream::{Streams, Ticket};
 use ramjet_proto::time::Time;
 use ramjet_proto::tunnel::TunnelHandle;
 
+use self::lines::Lent;
 use self::replies::Replies;
 use super::deadlines::Deadlines;
 use crate::control::vocabulary::{Reach, StreamId};
@@ -73,6 +76,27 @@ struct Own {
     remembered: bool,
     /// Repeats of its segments as of the last look.
     repeats: u64,
+    /// What arrived, in so many reports to control.
+    told: u64,
+    /// The socket of the client whose stream it is, while it is lent.
+    line: Option<Box<Lent>>,
+    /// Bytes that came by a line and have not left.
+    unbilled: usize,
+}
+
+impl Own {
+    fn new(tunnel: TunnelHandle, service: Service) -> Self {
+        Own {
+            tunnel,
+            service,
+            active: false,
+            remembered: false,
+            repeats: 0,
+            told: 0,
+            line: None,
+            unbilled: 0,
+        }
+    }
 }
 
 /// A datagram that waits for its tunnel.
@@ -97,6 +121,8 @@ pub struct StreamRoom {
     waiting: HashMap<NodeId, Vec<WaitingDatagram>>,
     reach: Arc<Reach>,
     replies: Replies,
+    /// Places of the streams whose lines went back and may still be watched.
+    returned: Vec<u32>,
     echo: bool,
 }
 
@@ -119,6 +145,7 @@ impl StreamRoom {
                 trusted: HashSet::new(),
             }),
             replies: Replies::default(),
+            returned: Vec::new(),
             echo,
         }
     }

@@ -91,11 +91,13 @@ impl<B: Io> Worker<B> {
             began = now;
             worked = self.harvest();
             self.walk(now);
+            worked |= self.hear_lines();
             worked |= self.read_mail(now);
             // The walk may have taken long.
             let now = now.max(self.rooms.at);
             worked |= self.rooms.pump(now);
             self.run_timers(now);
+            self.drop_lines();
             worked |= self.flush(now);
             if worked {
                 if rested {

@@ -10,7 +10,7 @@
 //! streams of a client; what it answers leaves in its turn. Reading stops while the client has
 //! [`IN_FLIGHT_MAX`] commands or [`UNSENT_MAX`] bytes under way, or does not read what waits for it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
@@ -21,11 +21,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use ramjet_proto::addr::{Address, SocketAddress};
 use ramjet_proto::driver::{self, Command, MarketCommand, Reply};
+use ramjet_proto::ids::ConnectionId;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, BufReader};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 
+use super::connections::Connection;
 use super::market::Market;
 use super::outbox::{Outbox, WriteEnd};
 use super::{Driver, Hub};
@@ -133,6 +135,8 @@ pub(super) struct Client {
     unsent: Arc<Semaphore>,
     tasks: RefCell<JoinSet<()>>,
     dials: RefCell<Vec<AbortHandle>>,
+    /// The stream that the last command was for, if it was to send.
+    spoke: Cell<Option<ConnectionId>>,
     pub(super) market: Market,
 }
 
@@ -169,6 +173,7 @@ impl Driver {
             unsent: Arc::new(Semaphore::new(UNSENT_MAX)),
             tasks: RefCell::default(),
             dials: RefCell::default(),
+            spoke: Cell::default(),
             market: Market::default(),
         });
         let mut datagrams = hub.datagrams.subscribe();
@@ -213,6 +218,9 @@ impl Client {
             }
             self.take(Bytes::from(frame), reader).await?;
             self.patiently(reader, self.outbox.room()).await?;
+            if let Some(connection) = self.dialogue() {
+                self.lend(&connection, reader).await;
+            }
             if reader.read_exact(&mut head).await.is_err() {
                 return None;
             }
@@ -256,6 +264,7 @@ impl Client {
                 return Some(());
             }
         };
+        self.spoke.set(None);
         match command {
             Command::Send { connection, bytes } => {
                 let bytes = frame.slice_ref(bytes);
@@ -264,6 +273,7 @@ impl Client {
                 // The semaphore is never closed.
                 let permit = self.patiently(reader, unsent).await?.ok()?;
                 self.send(connection, bytes, permit);
+                self.spoke.set(Some(connection));
             }
             Command::Close { connection } => self.close(connection),
             Command::Bind { port } => self.bind(port),
@@ -283,6 +293,39 @@ impl Client {
             }
         }
         Some(())
+    }
+
+    /// The stream on which the client has been asking and been answered, and on nothing else.
+    fn dialogue(&self) -> Option<Rc<Connection>> {
+        let spoke = self.spoke.get();
+        let connections = self.hub.connections.borrow();
+        let connection = connections.get(&spoke?)?;
+        (connection.is_of(self) && connection.rounds.asked()).then(|| Rc::clone(connection))
+    }
+
+    /// Whether nothing is under way to the client or from it.
+    fn is_quiet(&self, reader: &BufReader<Reader>) -> bool {
+        reader.buffer().is_empty()
+            && self.outbox.len() == 0
+            && self.in_flight.available_permits() == IN_FLIGHT_MAX
+            && self.unsent.available_permits() == UNSENT_MAX
+    }
+
+    /// Lends the client's socket to the worker of a stream that it is in a dialogue on, until
+    /// something else is said.
+    async fn lend(&self, connection: &Connection, reader: &mut BufReader<Reader>) {
+        // What was said last reaches the worker first.
+        tokio::task::yield_now().await;
+        if !self.is_quiet(reader) || !connection.is_read() {
+            return;
+        }
+        let socket = reader.get_mut().lend();
+        self.outbox.lend();
+        let wanted = self.outbox.wanted();
+        let rest = connection.lender.lend(socket, connection.id, wanted).await;
+        connection.rounds.lent(rest.frames);
+        reader.get_mut().put_back(rest.input);
+        self.outbox.take_back(rest.output);
     }
 
     /// Begins a command that takes time.

@@ -4,7 +4,7 @@
 //! writes what the client sends, in order, and closes. The second outlives its client by at most
 //! `client_linger`: a program that writes and ends loses nothing.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -17,10 +17,16 @@ use tokio::task::AbortHandle;
 
 use super::client::{Answer, Client};
 use super::{CONNECTIONS_MAX, Hub};
-use crate::control::ports::{Listener, ReadHalf, Stream, WriteHalf};
+use crate::control::ports::{Lender, Listener, ReadHalf, Stream, WriteHalf};
 
 /// How long a dial may take: as long as a daemon's, from the first SYN to the last repeat.
 const DIAL_LIMIT: Duration = Duration::from_secs(20);
+/// Rounds on a stream after which its client's line is lent; twice as many each time that this did not
+/// pay, up to the most.
+const ROUNDS_MIN: u64 = 4;
+const ROUNDS_MAX: u64 = 1_024;
+/// Frames after which lending a line has paid.
+const LOAN_FRAMES_MIN: u64 = 64;
 /// The ephemeral ports, from which a bind to port 0 is served.
 const EPHEMERAL: std::ops::RangeInclusive<u16> = 49_152..=65_535;
 
@@ -36,10 +42,63 @@ pub(super) struct Connection {
     outward: RefCell<Option<mpsc::UnboundedSender<Outward>>>,
     /// Told when nothing more is taken.
     shutting: Rc<Notify>,
+    pub(super) lender: Lender,
+    pub(super) rounds: Rounds,
+    /// Something of what arrived is on its way into the outbox.
+    bringing: Cell<bool>,
     halves: RefCell<Option<(ReadHalf, WriteHalf)>>,
     reading: RefCell<Option<AbortHandle>>,
     /// Who is told when it ends.
     owner: std::rc::Weak<Client>,
+}
+
+/// Whether a client and its peer speak on a stream by turns. Lending a line for such a dialogue costs about
+/// what two rounds through control do, so it must go on for a while to be worth that.
+#[derive(Debug)]
+pub(super) struct Rounds {
+    /// Something arrived since the client last spoke.
+    answered: Cell<bool>,
+    /// Rounds in a row.
+    count: Cell<u64>,
+    /// So many are a dialogue.
+    wanted: Cell<u64>,
+}
+
+impl Default for Rounds {
+    fn default() -> Self {
+        Rounds {
+            answered: Cell::new(false),
+            count: Cell::new(0),
+            wanted: Cell::new(ROUNDS_MIN),
+        }
+    }
+}
+
+impl Rounds {
+    /// Something arrived.
+    fn answered(&self) {
+        self.answered.set(true);
+    }
+
+    /// The client spoke; whether this is a dialogue.
+    pub(super) fn asked(&self) -> bool {
+        let count = match self.answered.take() {
+            true => self.count.get() + 1,
+            false => 0,
+        };
+        self.count.set(count);
+        count >= self.wanted.get()
+    }
+
+    /// A line came back after so many frames.
+    pub(super) fn lent(&self, frames: u64) {
+        let wanted = match frames < LOAN_FRAMES_MIN {
+            true => (self.wanted.get() * 2).min(ROUNDS_MAX),
+            false => ROUNDS_MIN,
+        };
+        self.wanted.set(wanted);
+        self.count.set(0);
+    }
 }
 
 /// What a client sends on a stream. Its place is counted against its client until it is written.
@@ -93,6 +152,9 @@ impl Client {
             remote_port,
             outward: RefCell::default(),
             shutting: Rc::default(),
+            lender: stream.lender(),
+            rounds: Rounds::default(),
+            bringing: Cell::new(false),
             halves: RefCell::new(Some(stream.split())),
             reading: RefCell::default(),
             owner: Rc::downgrade(self),
@@ -129,11 +191,14 @@ impl Client {
     async fn read_in(&self, connection: &Connection, mut read: ReadHalf) {
         // A reset looks like an end to a driver client: there is no other word for it.
         while let Ok(Some(bytes)) = read.read().await {
+            connection.bringing.set(true);
             for bytes in bytes.chunks(STREAM_BYTES_MAX) {
                 self.outbox.room().await;
                 let connection = connection.id;
                 self.outbox.push(Reply::Received { connection, bytes });
             }
+            connection.bringing.set(false);
+            connection.rounds.answered();
         }
         connection.shut();
         let connection = connection.id;
@@ -250,6 +315,16 @@ impl Client {
 }
 
 impl Connection {
+    /// Whether it is of this client.
+    pub(super) fn is_of(&self, client: &Client) -> bool {
+        self.client == client.number
+    }
+
+    /// Whether everything that arrived is in the outbox.
+    pub(super) fn is_read(&self) -> bool {
+        !self.bringing.get() && self.lender.is_read()
+    }
+
     /// Nothing more is read or taken; what was taken is sent, then the stream is closed.
     fn close(&self) {
         if let Some(reading) = self.reading.take() {

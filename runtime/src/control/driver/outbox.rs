@@ -26,8 +26,11 @@ pub(super) struct Outbox {
     frames: RefCell<Vec<u8>>,
     /// Bytes that the writer has taken and not written.
     writing: Cell<usize>,
+    /// Somebody else writes to the client.
+    lent: Cell<bool>,
     filled: Notify,
     emptied: Notify,
+    wanted: Notify,
 }
 
 /// Why a client is written to no longer.
@@ -45,14 +48,36 @@ impl Outbox {
             stall,
             frames: RefCell::default(),
             writing: Cell::new(0),
+            lent: Cell::new(false),
             filled: Notify::new(),
             emptied: Notify::new(),
+            wanted: Notify::new(),
         }
     }
 
     /// Takes a frame.
     pub(super) fn push(&self, reply: Reply<'_>) {
         reply.append(&mut self.frames.borrow_mut());
+        self.filled.notify_one();
+    }
+
+    /// Leaves the writing to somebody else, from now, when nothing waits, until [`Self::take_back`].
+    pub(super) fn lend(&self) {
+        debug_assert_eq!(self.len(), 0, "lent with frames unwritten");
+        self.lent.set(true);
+    }
+
+    /// Waits until something is to be written that whoever writes does not know of.
+    pub(super) async fn wanted(&self) {
+        while self.frames.borrow().is_empty() {
+            self.wanted.notified().await;
+        }
+    }
+
+    /// Writes again, first of all what was left.
+    pub(super) fn take_back(&self, left: Vec<u8>) {
+        self.frames.borrow_mut().splice(..0, left);
+        self.lent.set(false);
         self.filled.notify_one();
     }
 
@@ -84,6 +109,13 @@ impl Outbox {
     pub(super) async fn run(&self, writer: &mut Writer) -> WriteEnd {
         let mut batch = Vec::new();
         loop {
+            if self.lent.get() {
+                if !self.frames.borrow().is_empty() {
+                    self.wanted.notify_one();
+                }
+                self.filled.notified().await;
+                continue;
+            }
             batch.clear();
             std::mem::swap(&mut batch, &mut self.frames.borrow_mut());
             if batch.is_empty() {

@@ -126,6 +126,11 @@ impl Ports {
                     state.sent(len);
                 }
             }
+            StreamReport::Returned { stream, rest } => {
+                if let Some(state) = self.stream(stream) {
+                    state.returned(rest);
+                }
+            }
             StreamReport::Ended { stream, end } => {
                 let state = self.inner.tables.borrow_mut().streams.remove(&stream);
                 if let Some(state) = state {

@@ -2,14 +2,16 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::os::unix::net::UnixStream;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use ramjet_proto::ids::NodeId;
+use ramjet_proto::ids::{ConnectionId, NodeId};
 use tokio::sync::Notify;
 
 use super::{Ports, StreamError, UNSENT_MAX};
-use crate::control::vocabulary::{StreamCommand, StreamEnd, StreamId};
+use crate::control::vocabulary::{Line, LineRest, StreamCommand, StreamEnd, StreamId};
 
 /// Bytes that were read before the worker is told: far less than any receive window.
 const CONSUMED_STEP: usize = 64 << 10;
@@ -21,6 +23,10 @@ pub(super) struct StreamState {
     pub(super) local_port: u16,
     remote_port: u16,
     inbound: RefCell<VecDeque<Bytes>>,
+    /// Reports of what arrived, since the start.
+    heard: Cell<u64>,
+    /// A line that came back, until whoever lent it takes note.
+    returned: RefCell<Option<LineRest>>,
     /// Bytes that were read and not told.
     consumed: Cell<usize>,
     unsent: Cell<usize>,
@@ -30,6 +36,7 @@ pub(super) struct StreamState {
     deaf: Cell<bool>,
     readable: Notify,
     writable: Notify,
+    line_back: Notify,
 }
 
 impl StreamState {
@@ -40,6 +47,8 @@ impl StreamState {
             local_port,
             remote_port,
             inbound: RefCell::default(),
+            heard: Cell::new(0),
+            returned: RefCell::default(),
             consumed: Cell::new(0),
             unsent: Cell::new(0),
             end: Cell::new(None),
@@ -47,10 +56,12 @@ impl StreamState {
             deaf: Cell::new(false),
             readable: Notify::new(),
             writable: Notify::new(),
+            line_back: Notify::new(),
         }
     }
 
     pub(super) fn arrived(&self, ports: &Ports, bytes: Bytes) {
+        self.heard.set(self.heard.get() + 1);
         if self.deaf.get() {
             self.consume(ports, bytes.len());
             return;
@@ -64,10 +75,16 @@ impl StreamState {
         self.writable.notify_one();
     }
 
+    pub(super) fn returned(&self, rest: LineRest) {
+        self.returned.replace(Some(rest));
+        self.line_back.notify_one();
+    }
+
     pub(super) fn ended(&self, end: StreamEnd) {
         self.end.set(Some(end));
         self.readable.notify_one();
         self.writable.notify_one();
+        self.line_back.notify_one();
     }
 
     fn consume(&self, ports: &Ports, len: usize) {
@@ -115,6 +132,59 @@ impl Drop for Owner {
         tables.streams.remove(&stream);
         drop(tables);
         self.tell(StreamCommand::Reset { stream });
+    }
+}
+
+/// Lends a client's socket to the worker of its stream. Holding it keeps no stream open.
+pub(crate) struct Lender {
+    ports: Ports,
+    state: Rc<StreamState>,
+}
+
+impl Lender {
+    /// Whether everything that the worker told has been read.
+    pub(crate) fn is_read(&self) -> bool {
+        self.state.inbound.borrow().is_empty() && self.state.end.get().is_none()
+    }
+
+    /// Lends `socket`, on which the stream is called `connection`, until `wanted` comes true or the
+    /// worker has had enough of it; what was under way then. There must be nothing else under way, on
+    /// the socket or to the stream.
+    pub(crate) async fn lend(
+        &self,
+        socket: Arc<UnixStream>,
+        connection: ConnectionId,
+        wanted: impl Future<Output = ()>,
+    ) -> LineRest {
+        let stream = self.state.id;
+        let line = Line {
+            socket,
+            connection,
+            heard: self.state.heard.get(),
+        };
+        self.tell(StreamCommand::Lend { stream, line });
+        tokio::select! {
+            rest = self.returned() => return rest,
+            () = wanted => self.tell(StreamCommand::Recall { stream }),
+        }
+        self.returned().await
+    }
+
+    fn tell(&self, command: StreamCommand) {
+        self.ports.tell(usize::from(self.state.id.worker), command);
+    }
+
+    async fn returned(&self) -> LineRest {
+        loop {
+            if let Some(rest) = self.state.returned.take() {
+                return rest;
+            }
+            if self.state.end.get().is_some() {
+                // It came back before, or its worker took it along.
+                return LineRest::default();
+            }
+            self.state.line_back.notified().await;
+        }
     }
 }
 
@@ -178,6 +248,14 @@ impl Stream {
     /// [`StreamError`]: not everything was acknowledged.
     pub(crate) async fn close(self) -> Result<(), StreamError> {
         self.write.close().await
+    }
+
+    /// Who lends lines to it.
+    pub(crate) fn lender(&self) -> Lender {
+        Lender {
+            ports: self.read.owner.ports.clone(),
+            state: Rc::clone(&self.read.owner.state),
+        }
     }
 
     /// Two halves, for tasks that read and write at once. When both are dropped the stream is reset

@@ -2,6 +2,7 @@
 //! registry.
 
 mod hostile;
+mod lines;
 mod market;
 mod script;
 mod streams;

@@ -1,20 +1,20 @@
 //! Pilot streams and datagrams between whole nodes, through their virtual ports.
 
 use std::collections::HashSet;
-use std::future::Future;
+use std::future::{Future, pending, ready};
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::mpsc::{Receiver, channel};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
-use ramjet_proto::ids::NodeId;
+use ramjet_proto::ids::{ConnectionId, NodeId};
 use ramjet_registry::{Config, Registry, RegistryHandle};
 
 use super::toy::Toy;
 use super::*;
 use crate::control::handle::Ask;
 use crate::control::ports::{Datagram, Ports, Reach, Stream};
-use crate::control::vocabulary::{DatagramFault, DialFault, StreamEnd};
+use crate::control::vocabulary::{DatagramFault, DialFault, LineRest, StreamEnd};
 
 /// The port of the echo.
 const ECHO: u16 = 7;
@@ -127,6 +127,47 @@ fn four_megabytes_come_back_from_the_echo_as_they_were() {
         first.shutdown().expect("an end");
         second.shutdown().expect("an end");
     }
+}
+
+/// A line is refused while reports of what arrived are on their way: what the worker wrote to the
+/// client would arrive before them.
+#[test]
+fn no_line_is_taken_ahead_of_what_was_told() {
+    let market = market();
+    let (first, second) = pair(&market);
+    let peer = second.node_id();
+    let counters = first.control.clone();
+    let received = move || {
+        let counters = counters.worker_counters()[0].snapshot();
+        (counters["stream_bytes_received"], counters["lines_lent"])
+    };
+    let lent = on(&first, move |ports| async move {
+        let mut stream = ports.dial(peer, ECHO, PATIENCE).await.expect("an echo");
+        let lender = stream.lender();
+        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().expect("sockets");
+        ours.set_nonblocking(true).expect("a socket");
+        let ours = Arc::new(ours);
+        let line = ConnectionId(1);
+        stream.write("words".into()).await.expect("an open stream");
+        // This thread waits on purpose: it must not hear the report before it lends.
+        let end = Instant::now() + PATIENCE;
+        while received().0 < 5 {
+            assert!(Instant::now() < end, "nothing echoed");
+            std::thread::yield_now();
+        }
+        let rest = lender.lend(Arc::clone(&ours), line, pending()).await;
+        assert_eq!((rest, received().1), (LineRest::default(), 0));
+        assert_eq!(
+            stream.read().await.expect("words").as_deref(),
+            Some(&b"words"[..])
+        );
+        // Now it is; and comes back when that is wanted.
+        lender.lend(ours, line, ready(())).await;
+        received().1
+    });
+    assert_eq!(lent, 1);
+    first.shutdown().expect("an end");
+    second.shutdown().expect("an end");
 }
 
 /// A relay for UDP that loses one datagram in twenty, lets as many wait for those behind them, and
@@ -417,7 +458,7 @@ fn a_peer_that_shuts_down_says_so_and_a_reader_that_rests_stops_the_writer() {
             ready.send(()).expect("the test waits");
             let stream = listener.accept().await.expect("a stream");
             // Nobody reads, and nobody drops it.
-            std::future::pending::<()>().await;
+            pending::<()>().await;
             drop(stream);
         });
     };

@@ -5,11 +5,12 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ramjet_proto::ids::NodeId;
+use ramjet_proto::ids::{ConnectionId, NodeId};
 
 /// A stream of one worker, as that worker numbers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -30,6 +31,30 @@ pub struct Reach {
     pub public: bool,
     /// These may.
     pub trusted: HashSet<NodeId>,
+}
+
+/// The socket of a driver client that speaks on one stream only, lent to the worker of that stream.
+/// Until it comes back nobody else reads or writes it.
+#[derive(Debug)]
+pub struct Line {
+    /// The socket, which does not block.
+    pub socket: Arc<UnixStream>,
+    /// What the client calls the stream.
+    pub connection: ConnectionId,
+    /// [`StreamReport::Data`] of the stream that control has heard. The worker refuses the line if it
+    /// has told more: what it wrote would arrive before them.
+    pub heard: u64,
+}
+
+/// What was under way when a line came back.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct LineRest {
+    /// What the client said that nobody has acted on.
+    pub input: Vec<u8>,
+    /// What it is still to be told; it may begin within a frame.
+    pub output: Vec<u8>,
+    /// Frames that passed.
+    pub frames: u64,
 }
 
 /// Control to worker, about streams and datagrams.
@@ -88,6 +113,19 @@ pub enum StreamCommand {
         stream: StreamId,
         /// Bytes.
         len: usize,
+    },
+    /// A client's socket. Answered by [`StreamReport::Returned`] whenever the worker is done with it:
+    /// at once if it cannot be had, and before [`StreamReport::Ended`].
+    Lend {
+        /// The stream.
+        stream: StreamId,
+        /// The socket.
+        line: Line,
+    },
+    /// The line is to come back, unless it has.
+    Recall {
+        /// The stream.
+        stream: StreamId,
     },
     /// Ends a stream once everything written has been acknowledged. Answered by
     /// [`StreamReport::Ended`].
@@ -199,6 +237,13 @@ pub enum StreamReport {
         stream: StreamId,
         /// Bytes since the last such report.
         len: usize,
+    },
+    /// A line comes back.
+    Returned {
+        /// The stream.
+        stream: StreamId,
+        /// What was under way on it.
+        rest: LineRest,
     },
     /// A stream has ended; its last report.
     Ended {

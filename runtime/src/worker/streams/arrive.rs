@@ -100,13 +100,7 @@ impl Rooms {
         if !session.is_foreign() {
             self.outbox.path(tunnel).begin(now);
         }
-        let own = Own {
-            tunnel,
-            service,
-            active: false,
-            remembered: false,
-            repeats: 0,
-        };
+        let own = Own::new(tunnel, service);
         let Ok(ticket) = self.streams.table.insert(key, session, own) else {
             self.refuse_stream(tunnel, &key);
             return Ok(());

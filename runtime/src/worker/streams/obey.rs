@@ -60,6 +60,8 @@ impl<B: Io> Worker<B> {
             StreamCommand::Consumed { stream, len } => {
                 rooms.with_stream(stream, |tenant| tenant.session.consumed(len));
             }
+            StreamCommand::Lend { stream, line } => self.take_line(stream, line),
+            StreamCommand::Recall { stream } => rooms.return_line(ticket(stream)),
             StreamCommand::Close { stream } => rooms.close_stream(now, ticket(stream)),
             StreamCommand::Reset { stream } => rooms.reset_stream(now, ticket(stream)),
             StreamCommand::SendDatagram {
@@ -106,13 +108,7 @@ impl<B: Io> Worker<B> {
             local_port,
             remote_port: port,
         };
-        let own = Own {
-            tunnel,
-            service: Service::Dial(dial),
-            active: false,
-            remembered: false,
-            repeats: 0,
-        };
+        let own = Own::new(tunnel, Service::Dial(dial));
         let inserted = streams.table.insert(key, session, own);
         let ticket = inserted.map_err(|_| DialFault::Full)?;
         streams.dials.insert(dial, ticket);
@@ -186,6 +182,7 @@ impl Rooms {
     }
 
     fn close_stream(&mut self, now: Time, ticket: Ticket) {
+        self.return_line(ticket);
         if let Some(tenant) = self.streams.table.tenant_mut(ticket) {
             let path = self.paths.of(tenant.own.tunnel, now);
             tenant.session.close(now, path);
@@ -194,6 +191,7 @@ impl Rooms {
     }
 
     fn reset_stream(&mut self, now: Time, ticket: Ticket) {
+        self.return_line(ticket);
         if let Some(tenant) = self.streams.table.tenant_mut(ticket) {
             let path = self.paths.of(tenant.own.tunnel, now);
             tenant.own.service = Service::Nobody;

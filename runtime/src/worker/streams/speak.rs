@@ -52,6 +52,7 @@ impl Rooms {
             return true;
         };
         if tenant.session.is_over() {
+            self.return_line(ticket);
             self.streams.remove(ticket);
             return true;
         }
@@ -84,6 +85,10 @@ impl Rooms {
         if !session.has_inbound() {
             return Handed::Nothing;
         }
+        if tenant.own.line.is_some() {
+            self.tell_line(ticket);
+            return Handed::Over;
+        }
         match tenant.own.service {
             // Its own acknowledgments bring it back here.
             Service::Echo if session.unsent() >= allowance => return Handed::Nothing,
@@ -99,6 +104,7 @@ impl Rooms {
                 let bytes = session.take_inbound();
                 self.counters
                     .add(Counter::StreamBytesReceived, bytes.len() as u64);
+                tenant.own.told += 1;
                 let report = StreamReport::Data { stream, bytes };
                 self.reporter.report(&self.counters, Report::Stream(report));
             }
@@ -136,7 +142,8 @@ impl Rooms {
             .add(Counter::StreamBytesSent, (sent - before) as u64);
         if sent >= SENT_STEP {
             let len = session.take_sent();
-            if tenant.own.service == Service::Control {
+            let len = tenant.own.bill(len);
+            if tenant.own.service == Service::Control && len > 0 {
                 let report = StreamReport::Sent { stream, len };
                 self.reporter.report(&self.counters, Report::Stream(report));
             }
@@ -184,6 +191,7 @@ impl Rooms {
                     StreamReport::DialFailed { dial, fault }
                 }
                 (Service::Control, event) => {
+                    self.return_line(ticket);
                     self.set_service(ticket, Service::Nobody);
                     let end = match event {
                         Event::Connected => continue,
@@ -212,6 +220,7 @@ impl Rooms {
 
     /// Ends a stream for a reason that is not its session's, and tells control.
     pub(super) fn end_stream(&mut self, now: Time, ticket: Ticket, end: StreamEnd) {
+        self.return_line(ticket);
         let stream = self.streams.id(ticket);
         let Some(tenant) = self.streams.table.tenant_mut(ticket) else {
             return;

@@ -4,16 +4,16 @@ use std::io::Write;
 
 use super::*;
 
-const ECHO: u16 = 7;
+pub(super) const ECHO: u16 = 7;
 
-fn to(node: NodeId, port: u16) -> SocketAddress {
+pub(super) fn to(node: NodeId, port: u16) -> SocketAddress {
     SocketAddress {
         address: Address::backbone(node),
         port,
     }
 }
 
-fn dial(client: &mut Script, node: NodeId, port: u16) -> ConnectionId {
+pub(super) fn dial(client: &mut Script, node: NodeId, port: u16) -> ConnectionId {
     match client.hear_after(&Command::Dial { to: to(node, port) }) {
         Heard::Dialed(connection) => connection,
         other => panic!("dial: {other:?}"),
@@ -21,7 +21,7 @@ fn dial(client: &mut Script, node: NodeId, port: u16) -> ConnectionId {
 }
 
 /// What a stream brings until so many bytes are there.
-fn receive(client: &mut Script, connection: ConnectionId, len: usize) -> Vec<u8> {
+pub(super) fn receive(client: &mut Script, connection: ConnectionId, len: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     while bytes.len() < len {
         match client.hear() {
