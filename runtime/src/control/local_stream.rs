@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 /// What the client says.
 pub(crate) struct Reader {
     stream: Arc<UnixStream>,
-    /// Watched, unless somebody else reads.
+    /// Watched, unless it is lent.
     watched: Option<AsyncFd<Arc<UnixStream>>>,
     /// What somebody else read, and did not use.
     ahead: Vec<u8>,
@@ -62,7 +62,7 @@ impl Reader {
     /// Whether the client will say nothing more, as far as is known now: what it said before may
     /// still wait to be read.
     pub(crate) async fn is_at_end(&self) -> bool {
-        let Some(watched) = self.watched.as_ref().filter(|_| self.ahead.is_empty()) else {
+        let Some(watched) = &self.watched else {
             return false;
         };
         // One look: whoever asks has something else to wait for.
@@ -77,17 +77,22 @@ impl Reader {
 }
 
 impl Reader {
-    /// The stream, for somebody else to read and write. Nothing of it is watched here until this half
-    /// is read again: a word of the client's wakes whoever has it, and nobody else.
+    /// The stream, for somebody else to read and write. Nothing of it is watched here until
+    /// [`Self::take_back`]: a word of the client's wakes whoever has it, and nobody else.
     pub(crate) fn lend(&mut self) -> Arc<UnixStream> {
         self.watched = None;
         Arc::clone(&self.stream)
     }
 
-    /// Takes what somebody else read and did not use: it is read next.
-    pub(crate) fn put_back(&mut self, bytes: Vec<u8>) {
+    /// Reads again, first of all what was read meanwhile and not used.
+    ///
+    /// # Errors
+    /// What the system says: the stream cannot be watched any more.
+    pub(crate) fn take_back(&mut self, unused: Vec<u8>) -> io::Result<()> {
         debug_assert!(self.ahead.is_empty(), "lent with words unread");
-        self.ahead = bytes;
+        self.ahead = unused;
+        self.watched = Some(watch(Arc::clone(&self.stream), Interest::READABLE)?);
+        Ok(())
     }
 }
 
@@ -103,11 +108,9 @@ impl AsyncRead for Reader {
             self.ahead.drain(..len);
             return Poll::Ready(Ok(()));
         }
-        if self.watched.is_none() {
-            self.watched = Some(watch(Arc::clone(&self.stream), Interest::READABLE)?);
-        }
         let Some(watched) = &self.watched else {
-            return Poll::Pending;
+            let error = io::Error::other("read while it is lent");
+            return Poll::Ready(Err(error));
         };
         loop {
             let mut guard = ready!(watched.poll_read_ready(cx))?;

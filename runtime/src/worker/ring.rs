@@ -34,9 +34,12 @@ use super::arena::{RECEIVE_HEAD, TRAIN_DATAGRAMS_MAX};
 use super::io::{Events, HARVEST_MAX, Incoming, Io, Outgoing};
 
 const SUBMISSIONS: u32 = 256;
-/// Receive buffers + trains + poll and receive notices, doubled: the queue cannot overflow.
+/// Sockets of local clients that may be watched: as many as control serves.
+const WATCHED_MAX: u32 = 64;
+/// Receive buffers + trains + watched sockets + poll and receive notices, doubled: the queue cannot overflow.
 const COMPLETIONS: u32 = 1_024;
-const _: () = assert!(COMPLETIONS > 2 * (RECEIVE_BUFFERS_MAX as u32 + SEND_TRAINS_MAX as u32));
+const _: () =
+    assert!(COMPLETIONS > 2 * (RECEIVE_BUFFERS_MAX as u32 + SEND_TRAINS_MAX as u32 + WATCHED_MAX));
 
 const BUFFER_GROUP: u16 = 0;
 const SOCKET: Fixed = Fixed(0);

@@ -219,7 +219,7 @@ impl Client {
             self.take(Bytes::from(frame), reader).await?;
             self.patiently(reader, self.outbox.room()).await?;
             if let Some(connection) = self.dialogue() {
-                self.lend(&connection, reader).await;
+                self.lend(&connection, reader).await?;
             }
             if reader.read_exact(&mut head).await.is_err() {
                 return None;
@@ -312,20 +312,20 @@ impl Client {
     }
 
     /// Lends the client's socket to the worker of a stream that it is in a dialogue on, until
-    /// something else is said.
-    async fn lend(&self, connection: &Connection, reader: &mut BufReader<Reader>) {
+    /// something else is said. `None` if the client cannot be read any more.
+    async fn lend(&self, connection: &Connection, reader: &mut BufReader<Reader>) -> Option<()> {
         // What was said last reaches the worker first.
         tokio::task::yield_now().await;
         if !self.is_quiet(reader) || !connection.is_read() {
-            return;
+            return Some(());
         }
         let socket = reader.get_mut().lend();
         self.outbox.lend();
         let wanted = self.outbox.wanted();
         let rest = connection.lender.lend(socket, connection.id, wanted).await;
         connection.rounds.lent(rest.frames);
-        reader.get_mut().put_back(rest.input);
         self.outbox.take_back(rest.output);
+        reader.get_mut().take_back(rest.input).ok()
     }
 
     /// Begins a command that takes time.

@@ -341,6 +341,26 @@ fn what_cannot_be_read_in_a_loan_is_answered_as_it_is_without() {
 }
 
 #[test]
+fn a_client_that_leaves_more_than_anybody_takes_is_not_waited_for() {
+    let world = World::of(2, |config| config);
+    let (mut asker, connection, mut answerer, accepted) = pair(&world);
+    talk((&mut asker, connection), (&mut answerer, accepted), ROUNDS);
+    // The answerer reads no more, so the stream is soon full, and all that is before it.
+    let mut out = Vec::new();
+    let bytes = &[7; 4_000];
+    Command::Send { connection, bytes }.append(&mut out);
+    let blocked = Some(Duration::from_secs(2));
+    asker.stream.set_write_timeout(blocked).expect("a time-out");
+    while asker.stream.write_all(&out).is_ok() {}
+    drop(asker);
+    wait_until("the client to be given up", || {
+        world.counter(1, "control_driver_clients_left_unsent") == 1
+    });
+    drop(answerer);
+    world.end();
+}
+
+#[test]
 fn a_node_that_stops_leaves_no_client_waiting() {
     let world = World::of(2, |config| config);
     let (mut asker, connection, mut answerer, accepted) = pair(&world);
