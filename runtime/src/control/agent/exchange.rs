@@ -199,8 +199,7 @@ impl<H: Host> Agent<H> {
         }
         let letters = std::mem::take(&mut batch.letters);
         let inbox = Arc::clone(&self.inbox);
-        let keep = move || letters.iter().map(|letter| inbox.keep(letter)).collect();
-        let kept: Vec<Result<_, String>> = tokio::task::spawn_blocking(keep)
+        let kept = tokio::task::spawn_blocking(move || inbox.keep_all(&letters))
             .await
             .map_err(|_| "the node is shutting down".to_owned())?;
         let mut answer = BytesMut::new();

@@ -6,9 +6,12 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::os::fd::BorrowedFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
 /// Whether a file must outlive the machine's fall, or the process's only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,29 +25,45 @@ pub(super) enum Durable {
 /// # Errors
 /// The path and what the system says.
 pub(super) fn write_whole(path: &Path, bytes: &[u8], durable: Durable) -> Result<(), String> {
+    write_at(CWD, path, bytes, durable).map_err(|error| named(path, &error))
+}
+
+/// As [`write_whole`], to `name` in a folder that is open: for many files, which spares the walk along
+/// their path, twice for each.
+///
+/// # Errors
+/// What the system says.
+pub(super) fn write_at(
+    folder: BorrowedFd<'_>,
+    name: &Path,
+    bytes: &[u8],
+    durable: Durable,
+) -> io::Result<()> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    let mut beside = path.as_os_str().to_owned();
+    let mut beside = name.as_os_str().to_owned();
     // Hidden from whoever lists the directory by extension, and distinct for each writer.
     beside.push(format!(
         ".{}-{}",
         std::process::id(),
         NEXT.fetch_add(1, Ordering::Relaxed)
     ));
-    let beside = PathBuf::from(beside);
-    let written = File::create_new(&beside)
-        .and_then(|mut file| {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    let written = rustix::fs::openat(folder, &beside, flags, Mode::from_raw_mode(0o666))
+        .map_err(io::Error::from)
+        .and_then(|file| {
+            let mut file = File::from(file);
             file.write_all(bytes)?;
             match durable {
                 Durable::Synced => file.sync_all(),
                 Durable::Moved => Ok(()),
             }
         })
-        .and_then(|()| fs::rename(&beside, path));
-    written.map_err(|error| {
+        .and_then(|()| Ok(rustix::fs::renameat(folder, &beside, folder, name)?));
+    if written.is_err() {
         // What is left of it is of no use to anybody.
-        let _ = fs::remove_file(&beside);
-        named(path, &error)
-    })
+        let _ = rustix::fs::unlinkat(folder, &beside, AtFlags::empty());
+    }
+    written
 }
 
 /// Makes a directory that only its owner may enter.

@@ -12,6 +12,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -24,9 +25,10 @@ use ramjet_proto::addr::Address;
 use ramjet_proto::agent::exchange::{Message, MessageKind, Tags};
 use ramjet_proto::agent::transfer::{Init, TransferId};
 use ramjet_proto::ids::NodeId;
+use rustix::fs::{Mode, OFlags};
 use serde_json::{Value, json};
 
-use super::files::{Durable, make_folder, named, rfc3339, stamp, write_whole};
+use super::files::{Durable, make_folder, named, rfc3339, stamp, write_at, write_whole};
 
 /// How much a folder may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +124,24 @@ impl Inbox {
     /// # Errors
     /// The quota, or what the system says.
     pub(super) fn keep(&self, letter: &Letter) -> Result<PathBuf, String> {
+        self.keep_in(letter, None)
+    }
+
+    /// As [`Self::keep`], one after the other.
+    pub(super) fn keep_all(&self, letters: &[Letter]) -> Vec<Result<PathBuf, String>> {
+        // Opened for each batch: somebody may have put another folder there meanwhile.
+        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+        let open = |folders: &Folders| rustix::fs::open(&folders.inbox.path, flags, Mode::empty());
+        let inbox = self.folders.as_ref().and_then(|folders| open(folders).ok());
+        let inbox = inbox.as_ref().map(AsFd::as_fd);
+        letters
+            .iter()
+            .map(|letter| self.keep_in(letter, inbox))
+            .collect()
+    }
+
+    /// Keeps a letter; a message in `inbox`, if that is open.
+    fn keep_in(&self, letter: &Letter, inbox: Option<BorrowedFd<'_>>) -> Result<PathBuf, String> {
         let folders = self.folders()?;
         let message = &letter.message;
         if message.kind == MessageKind::File {
@@ -138,7 +158,14 @@ impl Inbox {
             |stamp, number| format!("{}-{stamp}-{number:06}.json", message.kind.name()),
             letter.received_at_ms,
         )?;
-        folders.inbox.write(path, text.as_bytes())
+        match inbox.zip(path.file_name().map(Path::new)) {
+            Some((inbox, name)) => {
+                let written = write_at(inbox, name, text.as_bytes(), Durable::Moved);
+                written.map_err(|error| named(&path, &error))?;
+                Ok(path)
+            }
+            None => folders.inbox.write(path, text.as_bytes()),
+        }
     }
 
     /// Begins or continues to receive a file: where, and from which offset.
@@ -466,6 +493,36 @@ mod tests {
                 .join("received/a.tar-20180213-230832.007-000001.gz")
         );
         assert_eq!(fs::read(kept).expect("there"), b"xyz");
+    }
+
+    #[test]
+    fn a_batch_is_kept_in_the_folder_that_stands_there_now() {
+        let state = tempfile::tempdir().expect("a folder");
+        let inbox = Inbox::open(Some(state.path())).expect("opened");
+        let folder = state.path().join("inbox");
+        let batch = [
+            letter(MessageKind::Text, "", b"one"),
+            letter(MessageKind::File, "a.txt", b"two"),
+            letter(MessageKind::Text, "", b"three"),
+        ];
+        let whole = |kept: &[Result<PathBuf, String>]| {
+            let paths = kept.iter().map(|kept| kept.as_ref().expect("kept"));
+            paths
+                .filter(|path| path.starts_with(&folder) && path.is_file())
+                .count()
+        };
+        assert_eq!(whole(&inbox.keep_all(&batch)), 2);
+        // An operator moves it away and puts an empty one there.
+        fs::rename(&folder, state.path().join("old")).expect("moved");
+        fs::create_dir(&folder).expect("made");
+        assert_eq!(whole(&inbox.keep_all(&batch)), 2);
+        assert_eq!(fs::read_dir(&folder).expect("there").count(), 2);
+        // Nothing stands there: what is lost is said by name.
+        fs::remove_dir_all(&folder).expect("removed");
+        let kept = inbox.keep_all(&batch);
+        let lost = kept[0].as_ref().expect_err("no folder");
+        assert!(lost.contains("inbox/TEXT-"), "{lost}");
+        assert!(kept[1].is_ok());
     }
 
     #[test]
