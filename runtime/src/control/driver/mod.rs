@@ -17,8 +17,9 @@
 //! Invariants: replies to commands of one code leave in the order of the commands; a client holds at
 //! most [`client::IN_FLIGHT_MAX`] commands, [`client::UNSENT_MAX`] bytes on their way to its streams
 //! and about [`outbox::OUTBOX_MAX`] bytes on their way to it; what it leaves behind is closed, freed
-//! and unbound; what is dropped is counted by name. Everything runs on the control thread. Absent:
-//! who may connect, which is `local`'s.
+//! and unbound; what is dropped is counted by name. Everything runs on the control thread, but for a
+//! client that speaks by turns on one stream: its socket is lent to that stream's worker, and nobody
+//! here reads or writes it until it comes back. Absent: who may connect, which is `local`'s.
 
 mod answers;
 mod client;

@@ -33,24 +33,21 @@ fn pair(world: &World) -> (Script, ConnectionId, Script, ConnectionId) {
     }
 }
 
-/// So many rounds between two clients.
-fn talk(
-    (asker, connection): (&mut Script, ConnectionId),
-    (answerer, accepted): (&mut Script, ConnectionId),
-    rounds: usize,
-) {
-    for _ in 0..rounds {
-        asker.tell(&Command::Send {
-            connection,
-            bytes: b"question",
-        });
-        assert_eq!(receive(answerer, accepted, 8), b"question");
+/// The same, after rounds enough for a loan at either end.
+fn lent(world: &World) -> (Script, ConnectionId, Script, ConnectionId) {
+    let (mut asker, connection, mut answerer, accepted) = pair(world);
+    for _ in 0..ROUNDS {
+        let bytes = b"question";
+        asker.tell(&Command::Send { connection, bytes });
+        assert_eq!(receive(&mut answerer, accepted, bytes.len()), bytes);
+        let bytes = b"answer";
         answerer.tell(&Command::Send {
             connection: accepted,
-            bytes: b"answer",
+            bytes,
         });
-        assert_eq!(receive(asker, connection, 6), b"answer");
+        assert_eq!(receive(&mut asker, connection, bytes.len()), bytes);
     }
+    (asker, connection, answerer, accepted)
 }
 
 #[test]
@@ -246,8 +243,7 @@ fn what_crosses_the_beginning_of_a_loan_comes_in_its_order() {
 #[test]
 fn a_peer_that_closes_ends_the_loan_and_the_client_is_told() {
     let world = World::of(2, |config| config);
-    let (mut asker, connection, mut answerer, accepted) = pair(&world);
-    talk((&mut asker, connection), (&mut answerer, accepted), ROUNDS);
+    let (mut asker, connection, mut answerer, accepted) = lent(&world);
     answerer.tell(&Command::Send {
         connection: accepted,
         bytes: b"farewell",
@@ -269,8 +265,7 @@ fn a_peer_that_closes_ends_the_loan_and_the_client_is_told() {
 fn a_client_that_leaves_in_a_loan_closes_its_stream_and_its_last_words_arrive() {
     let world = World::of(2, |config| config);
     for half in [false, true] {
-        let (mut asker, connection, mut answerer, accepted) = pair(&world);
-        talk((&mut asker, connection), (&mut answerer, accepted), ROUNDS);
+        let (mut asker, connection, mut answerer, accepted) = lent(&world);
         asker.tell(&Command::Send {
             connection,
             bytes: b"farewell",
@@ -291,8 +286,7 @@ fn a_client_that_leaves_in_a_loan_closes_its_stream_and_its_last_words_arrive() 
 #[test]
 fn a_client_that_does_not_read_gets_all_of_it_when_it_does() {
     let world = World::of(2, |config| config);
-    let (mut asker, connection, mut answerer, accepted) = pair(&world);
-    talk((&mut asker, connection), (&mut answerer, accepted), ROUNDS);
+    let (mut asker, connection, mut answerer, accepted) = lent(&world);
     // More than the socket holds, and less than the node keeps for it.
     let bytes = Bytes::new().take(900_000);
     answerer.tell(&Command::Send {
@@ -343,8 +337,7 @@ fn what_cannot_be_read_in_a_loan_is_answered_as_it_is_without() {
 #[test]
 fn a_client_that_leaves_more_than_anybody_takes_is_not_waited_for() {
     let world = World::of(2, |config| config);
-    let (mut asker, connection, mut answerer, accepted) = pair(&world);
-    talk((&mut asker, connection), (&mut answerer, accepted), ROUNDS);
+    let (mut asker, connection, answerer, _) = lent(&world);
     // The answerer reads no more, so the stream is soon full, and all that is before it.
     let mut out = Vec::new();
     let bytes = &[7; 4_000];
@@ -363,8 +356,7 @@ fn a_client_that_leaves_more_than_anybody_takes_is_not_waited_for() {
 #[test]
 fn a_node_that_stops_leaves_no_client_waiting() {
     let world = World::of(2, |config| config);
-    let (mut asker, connection, mut answerer, accepted) = pair(&world);
-    talk((&mut asker, connection), (&mut answerer, accepted), ROUNDS);
+    let (mut asker, _, mut answerer, _) = lent(&world);
     world.end();
     for client in [&mut asker, &mut answerer] {
         while client.hear() != Heard::Gone {}
