@@ -155,10 +155,17 @@ mod tests {
             "{text}"
         );
         let script = empty.path().join("pilot-daemon");
-        std::fs::write(&script, "#!/bin/sh\necho 1.9.1\n").expect("a script");
-        let mut mode = std::fs::metadata(&script).expect("it exists").permissions();
-        std::os::unix::fs::PermissionsExt::set_mode(&mut mode, 0o755);
-        std::fs::set_permissions(&script, mode).expect("our own file");
+        // Written by a process of its own: a file that is open for writing in a process that
+        // starts another one at that moment cannot be started (`execve(2)`, `ETXTBSY`).
+        let written = std::process::Command::new("/bin/sh")
+            .args([
+                "-ec",
+                r#"printf '#!/bin/sh\necho 1.9.1\n' > "$0"; chmod 755 "$0""#,
+            ])
+            .arg(&script)
+            .status()
+            .expect("a shell");
+        assert!(written.success(), "{written}");
         let refused = find(Some(empty.path()), None).expect_err("another version");
         let text = refused.to_string();
         assert!(text.contains("1.9.1") && text.contains(VERSION), "{text}");

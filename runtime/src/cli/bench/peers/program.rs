@@ -221,8 +221,6 @@ fn parse_run(answer: &str, asked: &Asked<'_>) -> Result<PeerRun, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     const LINE: &str = r#"{"peer":"tonic","version":"0.14","setting":"multi-1","settings":"words",
@@ -239,12 +237,23 @@ mod tests {
     };
 
     /// A program that answers a call by `script`.
+    ///
+    /// A process of its own writes it. Were it open for writing here, a process that another test
+    /// starts at that moment would hold it open as well, and what somebody can write cannot be
+    /// started (`execve(2)`, `ETXTBSY`).
     fn scripted(script: &str) -> (tempfile::TempDir, Program) {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join(NAME);
-        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("a script");
-        let mode = std::fs::Permissions::from_mode(0o755);
-        std::fs::set_permissions(&path, mode).expect("our own file");
+        let written = Command::new("/bin/sh")
+            .args([
+                "-ec",
+                r#"printf '#!/bin/sh\n%s\n' "$1" > "$0"; chmod 755 "$0""#,
+            ])
+            .arg(&path)
+            .arg(script)
+            .status()
+            .expect("a shell");
+        assert!(written.success(), "{written}");
         let places = vec!["--ramjet".into(), "/r".into()];
         (folder, Program { path, places })
     }
