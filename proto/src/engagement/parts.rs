@@ -204,10 +204,7 @@ impl PartsOut {
         header.write_to_prefix(space).expect("reserved");
         space[HEADER_LEN..][..part.len()].copy_from_slice(part);
         sink.commit(
-            Head {
-                auxiliary: number(offset),
-                ..whole.head
-            },
+            whole.head.with_auxiliary(number(offset)),
             HEADER_LEN + part.len(),
         );
         true
@@ -529,11 +526,9 @@ impl PartsIn {
             *bits = (both << shift).to_be_bytes()[0];
         }
         let flags = if stalled { PARTS_STALLED } else { 0 };
-        let head = Head {
-            flags: head.flags | flags,
-            auxiliary: number((first * PART_LEN).min(self.total)),
-            ..head
-        };
+        let head = head
+            .with_flags(head.flags() | flags)
+            .with_auxiliary(number((first * PART_LEN).min(self.total)));
         sink.commit(head, size_of::<PartAckHeader>() + len);
         self.since_ack = 0;
         self.repeated = false;

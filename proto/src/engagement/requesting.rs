@@ -307,6 +307,7 @@ impl Requesting {
         begun
     }
 
+    #[inline]
     fn may_begin(&mut self, path: &mut Congestion) -> bool {
         !self.has_ended()
             && !self.free.is_empty()
@@ -315,6 +316,7 @@ impl Requesting {
     }
 
     /// Puts a new task into a free slot.
+    #[inline]
     fn start(&mut self, now: Time, token: u64, deadline_us: u32) -> (Head, &mut Slot) {
         let index = self.free.pop().expect("may_send saw a free slot");
         let slot = &mut self.slots[usize::from(index)];
@@ -342,14 +344,8 @@ impl Requesting {
             generation: slot.generation,
         };
         // A repeat must carry the same verdict: the first copy may be the one that was lost.
-        let flags = slot.prior;
-        (
-            Head {
-                flags,
-                ..Head::task(Kind::Task, self.channel, task, deadline_us)
-            },
-            slot,
-        )
+        let head = Head::task(Kind::Task, self.channel, task, deadline_us).with_flags(slot.prior);
+        (head, slot)
     }
 
     /// Takes any frame about a task: RESULT, RESULT_PART, FAILED, REFUSED, WORKING, PROGRESS or
@@ -357,6 +353,7 @@ impl Requesting {
     ///
     /// # Errors
     /// The reason for which the frame was dropped.
+    #[inline]
     pub fn answer(
         &mut self,
         now: Time,
@@ -481,6 +478,7 @@ impl Requesting {
     }
 
     /// Hands an answer to the job, counts it and frees its slot.
+    #[inline]
     fn finish(
         &mut self,
         now: Time,
@@ -583,17 +581,14 @@ impl Requesting {
     }
 }
 
-/// The head of a part of a slot's long task; its offset is filled in where it is sent.
-fn part_head(channel: ChannelId, index: u16, slot: &Slot) -> Head {
+/// The head of a slot's task, or of a part of it.
+fn task_head(kind: Kind, channel: ChannelId, index: u16, slot: &Slot, auxiliary: u32) -> Head {
     let task = TaskId {
         slot: index,
         generation: slot.generation,
     };
     // A repeat must carry the same verdict: the first copy may be the one that was lost.
-    Head {
-        flags: slot.prior,
-        ..Head::task(Kind::TaskPart, channel, task, 0)
-    }
+    Head::task(kind, channel, task, auxiliary).with_flags(slot.prior)
 }
 
 fn refused(frame: &Frame<'_>) -> Option<Refused> {

@@ -20,6 +20,7 @@ pub struct Rtt {
 
 impl Rtt {
     /// Takes the round trip of a task that was sent once (Karn's rule).
+    #[inline]
     pub fn sample(&mut self, round_trip_ns: u64) {
         if self.smoothed_ns == 0 {
             self.smoothed_ns = round_trip_ns.max(1);
@@ -32,6 +33,7 @@ impl Rtt {
     }
 
     /// Time until the first repeat of a task.
+    #[inline]
     pub fn timeout(&self) -> Duration {
         if self.smoothed_ns == 0 {
             return RTO_INITIAL;

@@ -80,6 +80,7 @@ impl Slot {
 
     /// Drops what was kept for the last task. A short answer keeps its memory for the next; a long one
     /// comes back, with what a path counts of it.
+    #[inline]
     fn forget(&mut self) -> Option<(Vec<u8>, Counted)> {
         self.pieces.clear();
         if let Some(parts) = self.parts_out.take() {
@@ -236,6 +237,7 @@ impl Serving {
     ///
     /// # Errors
     /// The reason for which the frame was dropped. `Duplicate` means that it was answered again.
+    #[inline]
     pub fn admit(
         &mut self,
         now: Time,
@@ -243,14 +245,15 @@ impl Serving {
         sink: &mut impl FrameSink,
     ) -> Result<Option<Admitted>, DropReason> {
         if !self.is_next(frame.task)? {
-            return self.repeat(frame.task, sink);
+            return Err(self.repeat(frame.task, sink));
         }
         self.enter(frame, SlotState::Running);
         let admitted = admission(now, frame.task, frame.auxiliary);
-        self.run_or_refuse(now, admitted, sink)
+        Ok(self.run_or_refuse(now, admitted, sink))
     }
 
     /// Whether a task is the next of its slot; false if it is the one the slot has.
+    #[inline]
     fn is_next(&self, task: TaskId) -> Result<bool, DropReason> {
         let slot = self
             .slots
@@ -274,6 +277,7 @@ impl Serving {
     }
 
     /// The next generation of a slot begins: the last one's answer has arrived, and is judged.
+    #[inline]
     fn enter(&mut self, frame: &Frame<'_>, state: SlotState) {
         self.judge(frame.task.slot, frame.flags);
         self.forget(frame.task.slot);
@@ -284,6 +288,7 @@ impl Serving {
     }
 
     /// The answer that a slot keeps has arrived.
+    #[inline]
     fn forget(&mut self, slot: u16) {
         let Some((answer, counted)) = self.slots[usize::from(slot)].forget() else {
             return;
@@ -295,23 +300,25 @@ impl Serving {
         }
     }
 
+    #[inline]
     fn run_or_refuse(
         &mut self,
         now: Time,
         admitted: Admitted,
         sink: &mut impl FrameSink,
-    ) -> Result<Option<Admitted>, DropReason> {
+    ) -> Option<Admitted> {
         if let Some((code, retry_after_us)) = self.refusal(now) {
             self.refuse(admitted, code, retry_after_us, sink);
-            return Ok(None);
+            return None;
         }
         self.totals.tasks += 1;
-        Ok(Some(Admitted {
+        Some(Admitted {
             counted: true,
             ..admitted
-        }))
+        })
     }
 
+    #[inline]
     fn refusal(&self, now: Time) -> Option<(RefusalCode, u32)> {
         if self.draining {
             Some((RefusalCode::Draining, 0))
@@ -326,16 +333,12 @@ impl Serving {
         }
     }
 
-    /// Answers a repeated TASK.
-    fn repeat(
-        &mut self,
-        task: TaskId,
-        sink: &mut impl FrameSink,
-    ) -> Result<Option<Admitted>, DropReason> {
+    /// Answers a repeated TASK; the reason for which it is not run.
+    fn repeat(&mut self, task: TaskId, sink: &mut impl FrameSink) -> DropReason {
         let slot = &mut self.slots[usize::from(task.slot)];
         match slot.state {
-            SlotState::Free => return Err(DropReason::Stale),
-            SlotState::Receiving => return Err(DropReason::OutOfOrder),
+            SlotState::Free => return DropReason::Stale,
+            SlotState::Receiving => return DropReason::OutOfOrder,
             SlotState::Answered if slot.parts_out.is_some() => {
                 slot.asked = true;
                 self.queue(task.slot);
@@ -344,18 +347,17 @@ impl Serving {
                 sink.send(Head::task(Kind::Working, self.channel, task, 0), &[]);
             }
             SlotState::Answered => {
-                let head = Head {
-                    flags: slot.flags,
-                    ..Head::task(slot.kind, self.channel, task, slot.auxiliary)
-                };
+                let head = Head::task(slot.kind, self.channel, task, slot.auxiliary)
+                    .with_flags(slot.flags);
                 sink.send(head, &slot.answer);
                 self.totals.repeated += 1;
             }
         }
-        Err(DropReason::Duplicate)
+        DropReason::Duplicate
     }
 
     /// Counts the verdict on the answer that a slot keeps.
+    #[inline]
     fn judge(&mut self, slot: u16, flags: u8) {
         let slot = &mut self.slots[usize::from(slot)];
         if slot.judged {
@@ -405,6 +407,7 @@ impl Serving {
     /// Rooms 7 and 8: the answer to an admitted task. Keeps a copy until the requester shows that it
     /// has it, and returns the head of the frame that carries it: the caller has written `answer`
     /// where it will be sent from, and commits it.
+    #[inline]
     pub fn answer(
         &mut self,
         admitted: Admitted,
@@ -418,6 +421,7 @@ impl Serving {
         self.keep(admitted.task, kind, 0, auxiliary, answer)
     }
 
+    #[inline]
     fn count(&mut self, answered: Answered, busy_ns: u64, staged_ns: u64) -> (Kind, u32) {
         let auxiliary = duration16::pack(busy_ns, staged_ns);
         let kind = match answered {
@@ -480,6 +484,7 @@ impl Serving {
         Ok(())
     }
 
+    #[inline]
     fn keep(&mut self, task: TaskId, kind: Kind, flags: u8, auxiliary: u32, answer: &[u8]) -> Head {
         let slot = &mut self.slots[usize::from(task.slot)];
         assert_eq!(
@@ -501,10 +506,7 @@ impl Serving {
         slot.answer.clear();
         slot.answer.extend_from_slice(answer);
         self.running -= 1;
-        Head {
-            flags,
-            ..Head::task(kind, self.channel, task, auxiliary)
-        }
+        Head::task(kind, self.channel, task, auxiliary).with_flags(flags)
     }
 
     /// Answers an admitted task with a refusal.

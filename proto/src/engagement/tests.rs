@@ -42,11 +42,11 @@ impl FrameSink for Collected {
 pub(super) fn view(owned: &Owned) -> Frame<'_> {
     let (head, payload) = owned;
     Frame {
-        kind: head.kind,
-        flags: head.flags,
-        channel: head.channel,
-        task: head.task,
-        auxiliary: head.auxiliary,
+        kind: head.kind(),
+        flags: head.flags(),
+        channel: head.channel_id(),
+        task: head.task_id(),
+        auxiliary: head.auxiliary(),
         payload,
     }
 }
@@ -356,7 +356,7 @@ fn a_slot_follows_its_table() {
     let second = admit(&mut serving, 0, 2).expect("new").expect("runs");
     assert_eq!(admit(&mut serving, 0, 1), Err(DropReason::Stale));
     serving.refuse(second, RefusalCode::Busy, 100, &mut out);
-    let kinds: Vec<_> = out.frames.iter().map(|(head, _)| head.kind).collect();
+    let kinds: Vec<_> = out.frames.iter().map(|(head, _)| head.kind()).collect();
     assert_eq!(kinds, [Kind::Working, Kind::Result, Kind::Refused]);
     assert_eq!(out.frames[1].1, b"kept");
 }
@@ -378,7 +378,7 @@ fn the_grant_bounds_tasks_and_unsigned_work() {
         .expect("runs");
     serving.answer(first, Answered::Done, 0, now, b"");
     assert_eq!(serving.admit(now, &view(&task(1, 1)), &mut out), Ok(None));
-    assert_eq!(out.frames[0].0.flags, RefusalCode::ReceiptDue as u8);
+    assert_eq!(out.frames[0].0.flags(), RefusalCode::ReceiptDue as u8);
     serving.cover(1);
     let second = serving
         .admit(now, &view(&task(1, 2)), &mut out)
@@ -387,7 +387,7 @@ fn the_grant_bounds_tasks_and_unsigned_work() {
     serving.answer(second, Answered::Done, 0, now, b"");
     serving.cover(2);
     assert_eq!(serving.admit(now, &view(&task(2, 1)), &mut out), Ok(None));
-    assert_eq!(out.frames[1].0.flags, RefusalCode::GrantEnded as u8);
+    assert_eq!(out.frames[1].0.flags(), RefusalCode::GrantEnded as u8);
     assert_eq!(serving.totals().tasks, 2);
 }
 
@@ -415,7 +415,7 @@ fn a_busy_worker_is_asked_again_as_the_next_generation() {
     requesting.handle_timeout(now, path, &mut out);
     let again = out.frames.pop().expect("the task again");
     assert_eq!(
-        again.0.task,
+        again.0.task_id(),
         TaskId {
             slot: 0,
             generation: 2
@@ -462,7 +462,7 @@ fn every_copy_of_a_task_carries_its_own_deadline() {
         let mut told: Vec<_> = out
             .frames
             .drain(..)
-            .map(|frame| frame.0.auxiliary)
+            .map(|frame| frame.0.auxiliary())
             .collect();
         told.sort_unstable();
         told

@@ -69,7 +69,7 @@ impl Way {
             let len = (FRAME_HEADER_LEN + frame.1.len()) as u64;
             let takes = Duration::from_nanos(len * 1_000_000_000 / self.bytes_per_s);
             self.free_at = self.free_at.max(now) + takes;
-            let part = matches!(frame.0.kind, Kind::TaskPart | Kind::ResultPart);
+            let part = matches!(frame.0.kind(), Kind::TaskPart | Kind::ResultPart);
             self.parts += u64::from(part);
             if self.chance(self.faults.lost) || part && self.lose_part == Some(self.parts) {
                 continue;
@@ -368,7 +368,10 @@ fn parts_and_acknowledgments_have_the_published_bytes() {
     let now = Time::from_nanos(1_000_000_000);
     let (_, _, frames) = parts_of(3_000, now);
     let (head, payload) = &frames[0];
-    assert_eq!((frames.len(), head.auxiliary, payload.len()), (3, 0, 1_310));
+    assert_eq!(
+        (frames.len(), head.auxiliary(), payload.len()),
+        (3, 0, 1_310)
+    );
     assert_eq!(
         payload[..12],
         [0, 0, 0x0B, 0xB8, 0, 0, 0x4E, 0x20, 0, 0x0F, 0x42, 0x40]
@@ -376,15 +379,13 @@ fn parts_and_acknowledgments_have_the_published_bytes() {
     let (_, _, frames) = parts_of(40 * PART_LEN, now);
     let take = |parts: &mut PartsIn, index: usize| {
         let (head, payload) = &frames[index];
-        parts.take(&Part::parse(payload, head.auxiliary).expect("a part"))
+        parts.take(&Part::parse(payload, head.auxiliary()).expect("a part"))
     };
     let first = Part::parse(&frames[0].1, 0).expect("a part");
     let mut parts = PartsIn::new(&first);
     let mut out = Collected::default();
-    let head = Head {
-        flags: FROM_WORKER,
-        ..Head::task(Kind::PartAck, ChannelId(5), frames[0].0.task, 0)
-    };
+    let task = frames[0].0.task_id();
+    let head = Head::task(Kind::PartAck, ChannelId(5), task, 0).with_flags(FROM_WORKER);
     for index in 0..16 {
         assert_eq!(take(&mut parts, index), Ok(()));
         assert_eq!(parts.is_ack_due(), index == 15);
@@ -398,7 +399,7 @@ fn parts_and_acknowledgments_have_the_published_bytes() {
     let told: Vec<(u32, u8, &[u8])> = out
         .frames
         .iter()
-        .map(|(head, payload)| (head.auxiliary, head.flags, &payload[..]))
+        .map(|(head, payload)| (head.auxiliary(), head.flags(), &payload[..]))
         .collect();
     let echo = [0, 0x0F, 0x42, 0x40];
     let behind_the_gap = [0, 0x0F, 0x42, 0x40, 0x60];
@@ -417,10 +418,8 @@ fn an_acknowledgment_of_no_such_whole_is_refused() {
     let total = 3 * PART_LEN + 10;
     let (mut parts, mut path, frames) = parts_of(total, now);
     let mut ack = |offset: usize, payload: &[u8]| {
-        let head = Head {
-            auxiliary: u32::try_from(offset).expect("small"),
-            ..Head::task(Kind::PartAck, ChannelId(5), frames[0].0.task, 0)
-        };
+        let offset = u32::try_from(offset).expect("small");
+        let head = Head::task(Kind::PartAck, ChannelId(5), frames[0].0.task_id(), offset);
         let frame = (head, payload.to_vec());
         (
             parts.ack(now, &mut path, &view(&frame)),
@@ -450,13 +449,13 @@ proptest! {
         let now = Time::from_nanos(9_000);
         let total = here.len() * PART_LEN - 7;
         let (mut parts_out, mut path, frames) = parts_of(total, now);
-        let parse = |index: usize| Part::parse(&frames[index].1, frames[index].0.auxiliary).expect("a part");
+        let parse = |index: usize| Part::parse(&frames[index].1, frames[index].0.auxiliary()).expect("a part");
         let mut parts_in = PartsIn::new(&parse(0));
         for (index, _) in here.iter().enumerate().filter(|(_, here)| **here) {
             prop_assert_eq!(parts_in.take(&parse(index)), Ok(()));
         }
         let mut out = Collected::default();
-        let head = Head::task(Kind::PartAck, ChannelId(5), frames[0].0.task, 0);
+        let head = Head::task(Kind::PartAck, ChannelId(5), frames[0].0.task_id(), 0);
         parts_in.acknowledge(head, true, &mut out);
         let ack = out.frames.pop().expect("sent");
         prop_assert_eq!(parts_out.ack(now, &mut path, &view(&ack)), Ok(()));
@@ -471,34 +470,9 @@ proptest! {
         while parts_out.pump(later, &mut path, whole, &mut out, 1) == 1 {
             parts_out.release(&mut path);
             let (head, _) = out.frames.pop().expect("sent");
-            again.push(head.auxiliary as usize / PART_LEN);
+            again.push(head.auxiliary() as usize / PART_LEN);
         }
         let missing: Vec<usize> = (0..here.len()).filter(|index| !here[*index]).collect();
         prop_assert_eq!(again, missing);
-    }
-}
-
-#[test]
-fn scratch() {
-    for (len, count, credits) in [(2_000, 20_000, 1_024), (65_536, 600, 128), (1 << 20, 40, 8)] {
-        let mut ways = ways(Duration::from_micros(12), Faults::default());
-        for way in &mut ways {
-            way.bytes_per_s = 500_000_000;
-        }
-        let lens = vec![len; count];
-        let ended = run_at(
-            &lens,
-            None,
-            ways,
-            secs(60),
-            Duration::from_micros(8),
-            credits,
-        );
-        eprintln!(
-            "{len}: {:?} {} MB/s repeated {}",
-            ended.took,
-            (len * count) as f64 / ended.took.as_secs_f64() / 1e6,
-            ended.repeated
-        );
     }
 }

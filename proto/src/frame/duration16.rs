@@ -8,6 +8,7 @@
 pub const MAX_NS: u64 = 2_047 << 31;
 
 /// Encodes a duration, rounding down; what is longer than [`MAX_NS`] is told as that.
+#[inline]
 pub fn encode(nanos: u64) -> u16 {
     let nanos = nanos.min(MAX_NS);
     let bits = u64::BITS - nanos.leading_zeros();
@@ -17,16 +18,19 @@ pub fn encode(nanos: u64) -> u16 {
 }
 
 /// Decodes a duration to nanoseconds.
+#[inline]
 pub fn decode(word: u16) -> u64 {
     u64::from(word >> 5) << (word & 31)
 }
 
 /// Two durations in the auxiliary word of a RESULT: handler time above, waiting time below.
+#[inline]
 pub fn pack(busy_ns: u64, staged_ns: u64) -> u32 {
     u32::from(encode(busy_ns)) << 16 | u32::from(encode(staged_ns))
 }
 
 /// The two durations of [`pack`], in nanoseconds: handler time, waiting time.
+#[inline]
 pub fn unpack(word: u32) -> (u64, u64) {
     let [b0, b1, b2, b3] = word.to_be_bytes();
     (

@@ -388,7 +388,8 @@ impl FrameSink for TunnelSink<'_> {
             .outbox
             .current(self.tunnel)
             .expect("a reservation came before");
-        let filling = self.outbox.trains[place];
+        // Not a copy of it: that would wait for what `reserve` has just stored.
+        let filling = &self.outbox.trains[place];
         let frame_len = FRAME_HEADER_LEN + payload_len;
         let from = filling.reserved;
         let bytes = self.send.train(filling.train);
@@ -398,7 +399,7 @@ impl FrameSink for TunnelSink<'_> {
             if from != to {
                 bytes.copy_within(from..from + frame_len, to);
             }
-        } else if filling.has_next(&self.packing) && fits_next(&filling, frame_len) {
+        } else if filling.has_next(&self.packing) && fits_next(filling, frame_len) {
             self.close_datagram(place, frame_len);
         } else {
             place = self.change_trains(place, frame_len);

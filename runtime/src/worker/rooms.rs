@@ -337,10 +337,7 @@ impl Rooms {
         auxiliary: u32,
     ) -> bool {
         let flags = if side == Side::Worker { FROM_WORKER } else { 0 };
-        let head = Head {
-            flags,
-            ..Head::channel(kind, channel, auxiliary)
-        };
+        let head = Head::channel(kind, channel, auxiliary).with_flags(flags);
         sink(&mut self.outbox, &mut self.send, tunnel, self.packing).send(head, &[])
     }
 

@@ -277,8 +277,11 @@ impl Rooms {
             channel.tunnel,
             self.packing,
         );
-        let Some(admitted) = slots.admit(now, frame, &mut sink)? else {
-            return Ok(());
+        // Matched in place: passed on by `?`, it would be moved through memory twice.
+        let admitted = match slots.admit(now, frame, &mut sink) {
+            Ok(Some(admitted)) => admitted,
+            Ok(None) => return Ok(()),
+            Err(reason) => return Err(reason),
         };
         let handler = &self.skills[channel.terms.skill].handler;
         let result_len_max = handler.result_len_max(frame.payload.len());

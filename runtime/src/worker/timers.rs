@@ -225,10 +225,8 @@ impl Rooms {
             }
             End::Serve(_) => {
                 let (tunnel, number) = (channel.tunnel, channel.channel);
-                let head = Head {
-                    flags: FROM_WORKER,
-                    ..Head::channel(Kind::Close, number, reason as u32)
-                };
+                let head =
+                    Head::channel(Kind::Close, number, reason as u32).with_flags(FROM_WORKER);
                 sink(&mut self.outbox, &mut self.send, tunnel, self.packing).send(head, &[]);
                 self.end(place, reason);
             }

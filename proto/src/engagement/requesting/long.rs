@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-use super::{Progressed, Requesting, SlotState, part_head};
+use super::{Progressed, Requesting, SlotState, task_head};
 use crate::engagement::FrameSink;
 use crate::engagement::congestion::Congestion;
 use crate::engagement::job::{Answer, Job};
@@ -38,7 +38,7 @@ impl Requesting {
         let unsent = parts.unsent();
         slot.long = Some(Box::new(Long { payload, parts }));
         if !std::mem::replace(&mut slot.queued, true) {
-            self.sending.push_back(head.task.slot);
+            self.sending.push_back(head.task_id().slot);
         }
         self.unsent += unsent;
     }
@@ -62,7 +62,7 @@ impl Requesting {
         {
             let slot = &mut self.slots[usize::from(index)];
             slot.queued = false;
-            let head = part_head(self.channel, index, slot);
+            let head = task_head(Kind::TaskPart, self.channel, index, slot, 0);
             let outstanding = slot.state == SlotState::Outstanding;
             let Some(long) = slot.long.as_mut().filter(|_| outstanding) else {
                 continue;
@@ -140,9 +140,9 @@ impl Requesting {
         let doublings = self.slots[usize::from(index)].sends.clamp(2, 8) - 2;
         let again = now + (path.probe_after() * (1 << doublings)).min(RTO_MAX);
         let slot = &mut self.slots[usize::from(index)];
-        let head = part_head(self.channel, index, slot);
+        let head = task_head(Kind::TaskPart, self.channel, index, slot, 0);
         if let Some(parts) = &mut slot.parts_in {
-            let head = Head::task(Kind::PartAck, self.channel, head.task, 0);
+            let head = Head::task(Kind::PartAck, self.channel, head.task_id(), 0);
             parts.acknowledge(head, true, sink);
             slot.due = again;
             return;

@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use super::{Requesting, SlotState, WORKING_PROBE, part_head};
+use super::{Requesting, SlotState, WORKING_PROBE, task_head};
 use crate::engagement::FrameSink;
 use crate::engagement::congestion::Congestion;
 use crate::engagement::serving::next_generation;
@@ -74,11 +74,13 @@ impl Requesting {
             self.ask(now, path, slot_number, sink);
             return;
         }
-        let head = Head {
-            kind: Kind::Task,
-            auxiliary: slot.deadline_us,
-            ..part_head(self.channel, slot_number, slot)
-        };
+        let head = task_head(
+            Kind::Task,
+            self.channel,
+            slot_number,
+            slot,
+            slot.deadline_us,
+        );
         if sink.send(head, &slot.payload) && slot.sends > 1 {
             self.totals.repeated += 1;
         }

@@ -46,7 +46,7 @@ impl Serving {
         let Some(parts) = &mut slot.parts_in else {
             // The requester asks with the last part; the others are only late.
             return if part.is_last() {
-                self.repeat(task, sink).map(|_| None)
+                Err(self.repeat(task, sink))
             } else {
                 Err(DropReason::Duplicate)
             };
@@ -65,7 +65,7 @@ impl Serving {
         self.receiving -= parts.len();
         self.start_running(task);
         let admitted = admission(now, task, parts.detail());
-        let admitted = self.run_or_refuse(now, admitted, sink)?;
+        let admitted = self.run_or_refuse(now, admitted, sink);
         Ok(admitted.map(|admitted| (admitted, parts.into_bytes())))
     }
 
@@ -167,10 +167,7 @@ impl Serving {
             let head = Head::task(Kind::ResultPart, self.channel, task, 0);
             let whole = Whole {
                 bytes: &slot.answer,
-                head: Head {
-                    flags: slot.flags,
-                    ..head
-                },
+                head: head.with_flags(slot.flags),
                 detail: slot.auxiliary,
             };
             let turn = PARTS_A_TURN.min(budget - sent);
@@ -240,8 +237,5 @@ impl Serving {
 }
 
 fn ack_head(channel: ChannelId, task: TaskId) -> Head {
-    Head {
-        flags: FROM_WORKER,
-        ..Head::task(Kind::PartAck, channel, task, 0)
-    }
+    Head::task(Kind::PartAck, channel, task, 0).with_flags(FROM_WORKER)
 }
