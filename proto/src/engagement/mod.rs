@@ -74,3 +74,5 @@ pub trait FrameSink {
 mod tests;
 #[cfg(test)]
 mod transfer_tests;
+#[cfg(test)]
+mod verdict_tests;

@@ -38,8 +38,13 @@ use crate::ids::ChannelId;
 use crate::time::Time;
 use crate::wire::limits::{FRAME_HEADER_LEN, FRAME_PAYLOAD_MAX, TASK_LEN_MAX};
 
-/// How long a free slot may keep a verdict to itself in the hope of a next task to carry it.
-const VERDICT_DELAY: Duration = Duration::from_millis(20);
+/// How long a free slot may keep a verdict to itself in the hope of a next task to carry it. Nothing
+/// waits for it: the worker keeps the memory of a short answer for the slot's next anyway. A requester
+/// that serves thousands of engagements in turn comes back to each within this time, and a verdict that
+/// has a frame of its own costs both ends nearly as much as a task.
+const VERDICT_DELAY: Duration = Duration::from_millis(500);
+/// The same where the worker keeps a long result until it is judged.
+const LONG_VERDICT_DELAY: Duration = Duration::from_millis(20);
 /// A task that is known to run is asked after this seldom.
 const WORKING_PROBE: Duration = Duration::from_millis(500);
 /// Silence after which the other end counts as lost while a task is owed an answer.
@@ -322,6 +327,9 @@ impl Requesting {
         let slot = &mut self.slots[usize::from(index)];
         if slot.prior != 0 {
             self.verdicts_owed -= 1;
+            if self.verdicts_owed == 0 {
+                self.verdicts_due = Time::NEVER;
+            }
         }
         slot.generation = next_generation(slot.generation);
         slot.state = SlotState::Outstanding;
@@ -518,7 +526,7 @@ impl Requesting {
         }
         slot.release(path);
         match answer {
-            Answer::Done(_) => {
+            Answer::Done(result) => {
                 self.totals.done += 1;
                 if verdict == Verdict::Accept {
                     self.totals.accepted += 1;
@@ -529,9 +537,12 @@ impl Requesting {
                     self.totals.rejected += 1;
                     slot.prior = PRIOR_REJECTED;
                 }
-                if self.verdicts_owed == 0 {
-                    self.verdicts_due = now + VERDICT_DELAY;
-                }
+                let delay = if result.len() > FRAME_PAYLOAD_MAX {
+                    LONG_VERDICT_DELAY
+                } else {
+                    VERDICT_DELAY
+                };
+                self.verdicts_due = self.verdicts_due.min(now + delay);
                 self.verdicts_owed += 1;
             }
             Answer::Failed(_) => self.totals.failed += 1,

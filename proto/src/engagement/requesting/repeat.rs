@@ -21,6 +21,11 @@ impl Requesting {
         if now < self.next_scan {
             return;
         }
+        if self.outstanding == 0 {
+            // Every slot is free: none needs to be looked at.
+            self.next_scan = Time::NEVER;
+            return;
+        }
         let mut earliest = Time::NEVER;
         for index in 0..self.slots.len() {
             if self.slots[index].state == SlotState::Free {

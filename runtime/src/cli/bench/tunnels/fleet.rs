@@ -129,7 +129,7 @@ impl Fleet {
                 self.reschedule(next);
                 next += 1;
             }
-            self.step(now)?;
+            self.step()?;
             if established < self.established {
                 (established, progress_at) = (self.established, now);
             } else if now.since(progress_at) > PATIENCE {
@@ -158,7 +158,7 @@ impl Fleet {
                 self.requesters[place].open(now, grant, credits, &self.peer, &mut self.shared)?;
                 self.reschedule(place);
             }
-            self.step(now)?;
+            self.step()?;
             if opened < self.opened {
                 (opened, progress_at) = (self.opened, now);
             } else if now.since(progress_at) > PATIENCE {
@@ -212,8 +212,8 @@ impl Fleet {
             if now > until {
                 return Err(format!("not every tunnel was served within {PATIENCE:?}"));
             }
-            self.start_turns(now);
-            self.step(now)?;
+            self.start_turns();
+            self.step()?;
         }
         self.settle(PATIENCE)
     }
@@ -227,7 +227,7 @@ impl Fleet {
     /// As [`Self::rest`], until `more` says no; leaves the core to others in between.
     pub(super) fn rest_while(&mut self, more: impl Fn() -> bool) -> Result<(), String> {
         while more() {
-            if !self.step(clock::now())? {
+            if !self.step()? {
                 std::thread::sleep(LOOK);
             }
         }
@@ -243,8 +243,8 @@ impl Fleet {
         let mut idle_ns = 0;
         let mut now = clock::now();
         while now < until {
-            let mut worked = self.start_turns(now);
-            worked |= self.step(now)?;
+            let mut worked = self.start_turns();
+            worked |= self.step()?;
             let then = std::mem::replace(&mut now, clock::now());
             if !worked {
                 idle_ns += now.nanos_since(then);
@@ -264,13 +264,13 @@ impl Fleet {
                     self.in_flight
                 ));
             }
-            self.step(now)?;
+            self.step()?;
         }
         Ok(())
     }
 
     /// Begins turns while the window has room for one.
-    fn start_turns(&mut self, now: Time) -> bool {
+    fn start_turns(&mut self) -> bool {
         let mut started = false;
         // A requester whose own window is cut gets its turn later; nobody is asked twice in a step.
         for _ in 0..self.turns.len() {
@@ -281,6 +281,8 @@ impl Fleet {
                 break;
             };
             let requester = &mut self.requesters[place];
+            // A round trip begins with its own burst, not with the first of the step.
+            let now = clock::now();
             let sent = requester.burst(now, self.load.burst as usize, &mut self.shared);
             if sent == 0 {
                 self.turns.push_back(place);
@@ -295,8 +297,9 @@ impl Fleet {
     }
 
     /// Takes what has arrived and does what is due.
-    fn step(&mut self, now: Time) -> Result<bool, String> {
-        let mut worked = self.receive(now)?;
+    fn step(&mut self) -> Result<bool, String> {
+        let mut worked = self.receive()?;
+        let now = clock::now();
         for _ in 0..TIMERS_PER_STEP {
             match self.timers.peek() {
                 Some(Reverse((at, _))) if *at <= now => {}
@@ -321,9 +324,11 @@ impl Fleet {
         }
     }
 
-    fn receive(&mut self, now: Time) -> Result<bool, String> {
+    fn receive(&mut self) -> Result<bool, String> {
         let mut arrived = std::mem::take(&mut self.arrived);
         self.shared.receive(&mut arrived)?;
+        // Read after the socket: what was sent in this step may be answered already.
+        let now = clock::now();
         for train in &arrived {
             let place = u32::from(train.to).wrapping_sub(self.first_address) as usize;
             let Some(requester) = self.requesters.get_mut(place) else {
